@@ -1,0 +1,37 @@
+"""Ids and process names: checked before they ever touch a path, a command line or a wire.
+
+The rule is containerd's: letters and digits with single ``.``, ``_`` or ``-`` between, 76 characters at most.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from libctrd.errors import InvalidArgumentError
+
+MAX_LENGTH = 76
+_PATTERN = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")
+
+
+def check(name: str, what: str = "container id") -> str:
+    """Returns *name* when it may name a container or a process, raises `InvalidArgumentError` when not.
+
+    *what* is the word that the error uses for it.
+    """
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"a {what} is a str, not {type(name).__name__}")
+    if len(name) > MAX_LENGTH:
+        raise InvalidArgumentError(
+            f"{what} {name[:24]!r}… has {len(name)} characters, {MAX_LENGTH} are allowed: choose a shorter one"
+        )
+    if not _PATTERN.match(name):
+        raise InvalidArgumentError(
+            f"{what} {name!r} is not valid: use ASCII letters and digits with single '.', '_' or '-' between them"
+        )
+    return name
+
+
+def generate() -> str:
+    """A fresh id that no other caller has: twelve hexadecimal digits, a letter first."""
+    return "c" + secrets.token_hex(6)[1:]
