@@ -11,6 +11,8 @@
  * Every signal is blocked for good; SIGCHLD is read from a signalfd, and children start with an empty mask.
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
+ *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --flags of these letters: i o e the fifos there are,
+ *     t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves, p no pivot, x only undo
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection.
  *   watch          state running|paused|stopped PID, then events: oom, pause, resume, exit CODE OOM SECONDS NANOSECONDS
@@ -21,7 +23,7 @@
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
  *   pause, resume  ok | failed CODE TEXT                after the event
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
- *   abort          (the start then fails)               a start that takes too long: the runtime is killed
+ *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
  * The starter (descriptor 3) watches from the beginning; it hears "started PID" or "failed CODE TEXT" first.
  */
 #define _GNU_SOURCE
@@ -64,7 +66,7 @@ static struct {
 	const char *id, *state, *bundle, *root, *memory, *log;
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool in, out, err, terminal, hide_unified, kill_rest, no_pivot;
+	bool in, out, err, terminal, hide_unified, kill_rest, no_pivot, undo;
 	enum unattended unattended;
 } opt;
 
@@ -256,11 +258,12 @@ static int enter_runtime(char **argv, const int stdio[3])
 	return errno;
 }
 
-static void runtime_failed_to_start(int number)
+/* What we know better than the runtime stands where it would have told its own failure. */
+static void leave_in_log(const char *text)
 {
 	int fd = openat(STATE_FD, LOG_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd >= 0) {
-		dprintf(fd, "exec: %s", strerror(number));
+		dprintf(fd, "%s: %s", opt.runtime[0], text);
 		close(fd);
 	}
 }
@@ -319,13 +322,13 @@ static void spawn_runtime(enum op op, int peer)
 		_exit(127);
 	}
 	if (runtime.pid < 0) {
-		runtime_failed_to_start(errno);
+		leave_in_log(strerror(errno));
 		runtime.pid = 0;
 		runtime.op = NOTHING;
 		say_failed(peer, 127);
 		ending = op == START || ending;
 	} else if (failed) {
-		runtime_failed_to_start(failed);
+		leave_in_log(strerror(failed));
 	}
 }
 
@@ -408,7 +411,7 @@ static void start_ended(int code)
 		return;
 	}
 	if (code == 0) {
-		runtime_failed_to_start(ENOENT);
+		leave_in_log("it ended well but left no pid file: it is no OCI runtime");
 		code = 255;
 	}
 	say_failed(0, code);
@@ -427,6 +430,7 @@ static void runtime_ended(int status)
 	if (op == START) {
 		start_ended(code);
 	} else if (op == UNDO) {
+		say(peer, "ok"); /* whatever its code: by force, nothing is left that it could have said */
 		ending = true;
 	} else if (code != 0) {
 		say_failed(peer, code);
@@ -562,8 +566,15 @@ static void run_wanted(void)
 		enum op op = peers[i].want;
 		if (peers[i].fd < 0 || op == NOTHING)
 			continue;
+		if (op == UNDO && init.state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
+			kill(init.pid, SIGKILL);
+			spawn_runtime(RESUME, -1);
+			return;
+		}
 		peers[i].want = NOTHING;
-		if (init.state == STARTING || (op == DELETE) != (init.state == STOPPED))
+		if (op == UNDO)
+			spawn_runtime(UNDO, i);
+		else if (init.state == STARTING || (op == DELETE) != (init.state == STOPPED))
 			say_errno(i, op == DELETE ? EBUSY : ESRCH);
 		else
 			spawn_runtime(op, i);
@@ -609,9 +620,11 @@ static void request(int i)
 		peers[i].want = RESUME;
 	} else if (strcmp(text, "delete") == 0) {
 		peers[i].want = DELETE;
-	} else if (strcmp(text, "abort") == 0) {
-		if (init.state == STARTING && runtime.pid > 0)
-			kill(runtime.pid, SIGKILL);
+	} else if (strcmp(text, "undo") == 0) {
+		if (init.state == STARTING && runtime.op == START)
+			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */
+		else
+			peers[i].want = UNDO;
 	} else {
 		say_errno(i, EINVAL);
 	}
@@ -831,6 +844,7 @@ static void parse(int argc, char **argv)
 			opt.hide_unified = strchr(value, 'u') != NULL;
 			opt.kill_rest = strchr(value, 'k') != NULL;
 			opt.no_pivot = strchr(value, 'p') != NULL;
+			opt.undo = strchr(value, 'x') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else
@@ -932,7 +946,7 @@ int main(int argc, char **argv)
 {
 	parse(argc, argv);
 	set_up();
-	spawn_runtime(START, 0);
+	spawn_runtime(opt.undo ? UNDO : START, 0);
 	while (!ending)
 		turn();
 	unlinkat(STATE_FD, SOCKET_NAME, 0);

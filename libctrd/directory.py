@@ -1,0 +1,208 @@
+"""The container's directory: where it lies (C19), how it is made (C5) and how it is removed (C2).
+
+Removals go by directory descriptor, follow no symbolic link and never descend into a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from libctrd import proc
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
+
+NOCLEAN = "LIBCONTAINERD_NOCLEAN"
+"""The environment variable that, when exactly ``1``, keeps every container's directory (C2)."""
+
+
+def check_state_dir(path: str) -> str:
+    """Makes the state directory *path* when it is missing (0700) and checks that it may be used; returns it absolute.
+
+    Raises `InvalidArgumentError` when a symbolic link or no directory stands there, `UnavailableError` when it is not
+    ours to write. (A link above it, such as ``/var/run``, is fine.)
+    """
+    path = os.path.abspath(path)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode):
+                raise InvalidArgumentError(
+                    f"the state directory {path!r} is a symbolic link, which is not followed: name the directory itself"
+                ) from None
+            if not stat.S_ISDIR(mode):
+                raise InvalidArgumentError(f"the state directory {path!r} is not a directory: choose another") from None
+    except OSError as error:
+        raise from_os_error(error, f"make the state directory {path!r}") from error
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        raise from_os_error(PermissionError(errno.EACCES, ""), f"use the state directory {path!r}")
+    return path
+
+
+def for_root(root: str, uid: int, gid: int) -> str:
+    """The directory in which a container's own directory is made, for container root *uid*:*gid* on the host (C19).
+
+    With 0:0 it is *root*. Else the path goes on, from the first component that is missing or that others may not
+    enter, inside siblings named ``<component>.<uid>.<gid>``, which are made with mode 0700 for that user, or given to
+    it again.
+    """
+    if uid == 0 and gid == 0:
+        return root
+    path = "/"
+    for part in root.split("/"):
+        if not part:
+            continue
+        path = os.path.join(path, part)
+        try:
+            enterable = os.stat(path).st_mode & stat.S_IXOTH
+        except FileNotFoundError:
+            enterable = 0
+        if not enterable:
+            path = f"{path}.{uid}.{gid}"
+            make(path, uid, gid, exist_ok=True)
+    return path
+
+
+def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
+    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError`, or as open(2)."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not exist_ok:
+            raise AlreadyExistsError(f"the directory {path!r} is there already: remove it or choose another id") from None
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise InvalidArgumentError(f"{path!r} is not a directory, and a container's directory is to be made in it") from None
+    except OSError as error:
+        raise from_os_error(error, f"make the directory {path!r}") from error
+    try:
+        if (uid, gid) != (os.geteuid(), os.getegid()) or exist_ok:
+            os.chown(path, uid, gid, follow_symlinks=False)
+    except OSError as error:
+        os.rmdir(path)
+        raise from_os_error(error, f"give the directory {path!r} to {uid}:{gid}") from error
+
+
+def lock(path: str, wait: bool = False) -> int:
+    """Opens the directory *path* and takes its lock for this process (flock); returns the descriptor, which holds it.
+
+    The lock says that somebody makes or removes what is in it. It goes when the process does. Raises `NotFoundError`
+    when there is no such directory, `AlreadyExistsError` when another process holds the lock and *wait* is false.
+    """
+    while True:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(error, f"open the directory {path!r}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
+                return fd
+        except BlockingIOError as error:
+            os.close(fd)
+            raise AlreadyExistsError(f"{path!r} is being made or removed by another process: try again") from error
+        except FileNotFoundError:
+            pass  # removed while we waited for the lock: the next open says whether it was made anew
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def clean_disabled() -> bool:
+    """True when the environment asks that directories are kept (C2)."""
+    return os.environ.get(NOCLEAN) == "1"
+
+
+def remove_tree(path: str) -> None:
+    """Removes the directory *path* and all in it (C2). One that is not there is success.
+
+    Symbolic links are removed, not followed. A mount in the tree is unmounted first (lazily, like the runtimes do);
+    one that cannot be is refused with `UnavailableError` before anything behind it is touched.
+    """
+    parent, name = os.path.split(path.rstrip("/"))
+    try:
+        top = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise from_os_error(error, f"open {parent!r} to remove {name!r} from it") from error
+    try:
+        _remove(top, name, path)
+    finally:
+        os.close(top)
+
+
+def _remove(parent: int, name: str, path: str) -> None:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise from_os_error(error, f"open {path!r} to remove it") from error
+        _unlink(parent, name, path)
+        return
+    try:
+        with os.scandir(fd) as entries:
+            children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for child, is_dir in children:
+            below = os.path.join(path, child)
+            if is_dir:
+                _leave_no_mount(fd, child, below)
+                _remove(fd, child, below)
+            else:
+                _unlink(fd, child, below)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise from_os_error(error, f"remove the directory {path!r}") from error
+
+
+def _mount_id(parent: int, name: str) -> int:
+    """The id of the mount that *name* lies on; a bind mount has one of its own though its device is its parent's."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        return _mount_id_of(fd)
+    finally:
+        os.close(fd)
+
+
+def _mount_id_of(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    raise UnavailableError("the kernel does not tell on which mount a directory lies: /proc must be mounted")
+
+
+def _leave_no_mount(parent: int, name: str, path: str) -> None:
+    """Unmounts whatever is mounted on *name*, however often. Afterwards it is a directory of the tree itself."""
+    here = _mount_id_of(parent)
+    while True:
+        try:
+            if _mount_id(parent, name) == here:
+                return
+        except FileNotFoundError:
+            return
+        proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)
+
+
+def _unlink(parent: int, name: str, path: str) -> None:
+    while True:
+        try:
+            os.unlink(name, dir_fd=parent)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise from_os_error(error, f"remove {path!r}") from error
+            proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)  # a file that something is mounted on

@@ -1,0 +1,368 @@
+"""The local engine: containers without any daemon, through an OCI runtime and a shim for each.
+
+All that there is to know of a container lies in ``<state directory>/<id>``: its record, its exit record, the shim's
+socket, the runtime's own state. So every process of this user sees every container, and none owns it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import select
+import socket
+import threading
+from datetime import datetime, timezone
+
+import msgspec
+
+from libctrd import directory, ids, proc
+from libctrd import spec as specs
+from libctrd.engine import runtime as runtimes
+from libctrd.engine import shim
+from libctrd.engine.base import CreateRequest, EngineInfo, Record, Sink, Snapshot, Spec
+from libctrd.errors import (
+    AlreadyExistsError,
+    CtrdError,
+    NotFoundError,
+    UnavailableError,
+    from_os_error,
+)
+from libctrd.reactor import Reactor
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
+
+log = logging.getLogger("libctrd")
+
+RECORD = "state.json"
+_CGROUPS = "/sys/fs/cgroup"
+
+
+class LocalEngine:
+    """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
+
+    def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
+        self.root = directory.check_state_dir(root)
+        self.address = f"local:{self.root}"
+        self._reactor = reactor
+        self._default_runtime = runtime
+        self._mark = hashlib.sha256(self.root.encode()).hexdigest()[:8]
+        self._sink: Sink = lambda event: None
+        # Guards the two tables below. The reactor's thread and callers both take entries out; who has taken one out
+        # closes its socket and reaps its process, so each is done once.
+        self._lock = threading.Lock()
+        self._shims: dict[str, shim.Shim] = {}
+        self._watches: dict[str, socket.socket] = {}
+
+    # ---- what there is -------------------------------------------------------------------------------------------
+
+    def info(self) -> EngineInfo:
+        """See `Engine.info`."""
+        runtime = runtimes.find(self._default_runtime)
+        version = runtimes.version(runtime.path)
+        return EngineInfo("local", self.address, runtime.path, version, "v2" if _unified() else "v1")
+
+    def subscribe(self, sink: Sink) -> None:
+        """See `Engine.subscribe`."""
+        self._sink = sink
+
+    def records(self) -> list[Record]:
+        """See `Engine.records`. A directory that is half made or half removed is no container yet, or no more."""
+        try:
+            names = sorted(os.listdir(self.root))
+        except OSError as error:
+            raise from_os_error(error, f"list the state directory {self.root!r}") from error
+        found = []
+        for name in names:
+            try:
+                found.append(self.record(name))
+            except NotFoundError:
+                continue
+            except CtrdError as error:
+                log.warning("container %s is left out: %s", name, error)
+        return found
+
+    def record(self, id: str) -> Record:
+        """See `Engine.record`."""
+        path = os.path.join(self._directory(id), RECORD)
+        try:
+            with open(path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=Record)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are") from error
+        except OSError as error:
+            raise from_os_error(error, f"read the record of container {id!r}, {path!r}") from error
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"the record of container {id!r}, {path!r}, is damaged: {error}") from error
+
+    def snapshot(self, id: str) -> Snapshot:
+        """See `Engine.snapshot`."""
+        where = self._directory(id)
+        record = self.record(id)
+        status = shim.read_exit(where)
+        if status is not None:
+            return Snapshot("stopped", exit=status)
+        try:
+            with shim.connection(where) as peer:
+                _, state, pid = shim.ask(peer, where, "watch").split()
+                if state == "starting":
+                    return Snapshot("created")
+                if state == "stopped":
+                    return Snapshot("stopped", exit=shim.read_exit(where))
+                return Snapshot("paused" if state == "paused" else "running", int(pid))
+        except NotFoundError:
+            pass
+        status = shim.read_exit(where)  # it may have ended between the two looks
+        if status is not None:
+            return Snapshot("stopped", exit=status)
+        pid = shim.read_pid(where)
+        if not os.path.lexists(os.path.join(where, shim.SOCKET)) and not pid:
+            return Snapshot("created")
+        if pid and _is_of(pid, record):
+            return Snapshot("running", pid)  # its shim was killed
+        return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
+
+    def _directory(self, id: str) -> str:
+        return os.path.join(self.root, ids.check(id))
+
+    # ---- a start -------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, id: str, bundle: str, spec: Spec, runtime: str | None, runtime_args: tuple[str, ...]
+    ) -> tuple[Record, Spec]:
+        """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids elsewhere never meet."""
+        linux = spec.get("linux") or {}
+        path = linux.get("cgroupsPath")
+        if path is None and os.geteuid() == 0:
+            path = f"/ctrd-{self._mark}-{id}"
+            spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        chosen = runtimes.find(runtime or self._default_runtime)
+        record = Record(
+            id=id,
+            bundle=bundle,
+            created_at=datetime.now(timezone.utc),
+            runtime=chosen.path,
+            runtime_args=runtime_args,
+            terminal=bool((spec.get("process") or {}).get("terminal")),
+            own_pid_namespace=specs.own_namespace(spec, "pid"),
+            memory_cgroup=_memory_cgroup(path),
+        )
+        return record, spec
+
+    def reserve(self, record: Record) -> None:
+        """See `Engine.reserve`. The record is complete when it appears: a name of its own first, then a rename."""
+        path = os.path.join(self._directory(record.id), RECORD)
+        try:
+            with open(path + ".tmp", "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(msgspec.json.encode(record))
+            os.rename(path + ".tmp", path)
+        except OSError as error:
+            raise from_os_error(error, f"write the record of container {record.id!r}, {path!r}") from error
+
+    def create(self, request: CreateRequest) -> int:
+        """See `Engine.create`."""
+        record = request.record
+        where = self._directory(record.id)
+        if os.path.lexists(os.path.join(where, shim.SOCKET)) or shim.read_exit(where) is not None:
+            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
+        flags = "".join(
+            letter
+            for letter, wanted in {
+                "i": request.stdin,
+                "o": request.stdout,
+                "e": request.stderr and not record.terminal,
+                "t": record.terminal,
+                "d": request.unattended == "discard",
+                "k": not record.own_pid_namespace,
+                "p": request.no_pivot_root,
+            }.items()
+            if wanted
+        )
+        arguments = ["--memory-cgroup", record.memory_cgroup] if record.memory_cgroup else []
+        if request.unattended == "log":
+            arguments += ["--log", request.log]
+        starter = shim.Shim(where, arguments + self._arguments(record, flags))
+        pid = starter.started()
+        with self._lock:
+            self._shims[record.id] = starter
+        self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        return pid
+
+    def _arguments(self, record: Record, flags: str) -> list[str]:
+        where = self._directory(record.id)
+        if runtimes.find(record.runtime).hide_unified:
+            flags += "u"
+        return [
+            *("--state", where, "--bundle", record.bundle, "--root", os.path.join(where, "runtime")),
+            *("--flags", flags or "-", record.id, "--", record.runtime, *record.runtime_args),
+        ]
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def watch(self, id: str) -> None:
+        """See `Engine.watch`."""
+        where = self._directory(id)
+        with self._lock:
+            if id in self._shims or id in self._watches:
+                return
+        try:
+            peer = shim.connect(where)
+        except NotFoundError:
+            self._shim_gone(id)
+            return
+        peer.sendall(b"watch")
+        peer.setblocking(False)
+        with self._lock:
+            other = self._watches.setdefault(id, peer)
+        if other is not peer:
+            peer.close()
+            return
+        self._reactor.watch(peer.fileno(), lambda _: self._read(id, peer))
+
+    def _read(self, id: str, peer: socket.socket) -> None:
+        """Called by the reactor's thread alone: takes one packet of a shim and hands on what it says."""
+        try:
+            packet = peer.recv(shim.PACKET)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""  # reset: the shim was killed
+        if not packet:
+            if self._take(id, peer):
+                self._shim_gone(id)
+            return
+        word, _, rest = packet.decode().partition(" ")
+        if word == "exit":
+            code, oom, seconds, nanoseconds = (int(number) for number in rest.split())
+            status = shim.exit_status(code, bool(oom), seconds, nanoseconds)
+            with self._lock:
+                foreign = self._watches.get(id) is peer
+            if foreign:
+                self._take(id, peer)
+            self._sink(Event(id, "exit", INIT, status))
+        elif word in ("pause", "resume", "oom"):
+            self._sink(Event(id, word))  # type: ignore[arg-type]
+
+    def _take(self, id: str, peer: socket.socket) -> bool:
+        """Takes *peer* out of its table and lets go of it. False when another has done so."""
+        with self._lock:
+            starter = self._shims.get(id)
+            if starter is not None and starter.socket is peer:
+                del self._shims[id]
+            elif self._watches.get(id) is peer:
+                del self._watches[id]
+                starter = None
+            else:
+                return False
+            self._reactor.unwatch(peer.fileno())
+        if starter is not None:
+            starter.ended()
+        else:
+            peer.close()
+        return True
+
+    def _shim_gone(self, id: str) -> None:
+        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end."""
+        try:
+            snapshot = self.snapshot(id)
+        except NotFoundError:
+            return  # removed: its end was told before the shim ended
+        except CtrdError as error:
+            log.warning("the end of container %s cannot be told: %s", id, error)
+            return
+        if snapshot.exit is not None:
+            self._sink(Event(id, "exit", INIT, snapshot.exit))
+        elif snapshot.pid:
+            log.warning("the shim of container %s is gone; its exit code will not be known", id)
+            self._watch_orphan(id, snapshot.pid)
+
+    def _watch_orphan(self, id: str, pid: int) -> None:
+        try:
+            pidfd = proc.pidfd_open(pid)
+        except NotFoundError:
+            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
+            return
+
+        def ended(_: int) -> None:
+            self._reactor.unwatch(pidfd)
+            os.close(pidfd)
+            now = datetime.now(timezone.utc)
+            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
+
+        self._reactor.watch(pidfd, ended, select.EPOLLIN)
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def signal(self, id: str, process: str, number: int) -> None:
+        """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""
+        shim.request(self._directory(id), f"kill {number}")
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`."""
+        shim.request(self._directory(id), "close-stdin")
+
+    def resize(self, id: str, process: str, width: int, height: int) -> None:
+        """See `Engine.resize`."""
+        shim.request(self._directory(id), f"resize {width} {height}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        shim.request(self._directory(id), "pause")
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        shim.request(self._directory(id), "resume")
+
+    def delete(self, id: str, force: bool = False) -> None:
+        """See `Engine.delete`. When it returns the shim has ended and, where it was ours, is reaped."""
+        where = self._directory(id)
+        try:
+            with shim.connection(where) as peer:
+                shim.ask(peer, where, "undo" if force else "delete")
+                peer.settimeout(None)
+                while peer.recv(shim.PACKET):
+                    pass
+        except NotFoundError:
+            self._delete_orphan(id, where)
+        with self._lock:
+            starter = self._shims.get(id)
+        if starter is not None:
+            self._take(id, starter.socket)
+
+    def _delete_orphan(self, id: str, where: str) -> None:
+        """Deletes what a shim that was killed has left with the runtime."""
+        if os.path.isdir(os.path.join(where, "runtime", id)):
+            shim.undo(where, self._arguments(self.record(id), "x"))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        with self._lock:
+            shims, watches = dict(self._shims), dict(self._watches)
+            self._shims.clear()
+            self._watches.clear()
+        for starter in shims.values():
+            self._reactor.unwatch(starter.socket.fileno())
+            starter.socket.close()
+        for peer in watches.values():
+            self._reactor.unwatch(peer.fileno())
+            peer.close()
+
+
+def _unified() -> bool:
+    return os.path.exists(os.path.join(_CGROUPS, "cgroup.controllers"))
+
+
+def _memory_cgroup(path: str | None) -> str:
+    """Where the memory controller of the cgroup *path* will be; "" for a path that only the runtime can resolve."""
+    if not path or not path.startswith("/"):
+        return ""
+    return os.path.join(_CGROUPS if _unified() else os.path.join(_CGROUPS, "memory"), path.lstrip("/"))
+
+
+def _is_of(pid: int, record: Record) -> bool:
+    """Does *pid* still name a process of that container? By its cgroup, which a stranger with a reused pid is not in."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            cgroups = file.read()
+    except OSError:
+        return False
+    return not record.memory_cgroup or os.path.basename(record.memory_cgroup) in cgroups

@@ -1,0 +1,160 @@
+"""Which OCI runtime to use on this host, found out once a boot: crun if it works, else runc, or the one that is named."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+
+import msgspec
+from msgspec import Struct
+
+from libctrd import proc
+from libctrd.engine import shim
+from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
+
+log = logging.getLogger("libctrd")
+
+PREFERRED = ("crun", "runc")
+_SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MISSING = "/no-such-program"
+
+
+class Runtime(Struct, frozen=True):
+    """A runtime that was tried: its path, whether it works here, and whether cgroup v2 must be hidden from it."""
+
+    path: str
+    works: bool
+    hide_unified: bool = False
+    why_not: str = ""
+
+
+def locate(name: str) -> str:
+    """The absolute path of the runtime *name* (a path, or a name to be looked for).
+
+    Raises `NotFoundError` when there is none, `UnavailableError` when it may not be executed.
+    """
+    path = os.environ.get("PATH", "") + ":" + _SEARCH
+    found = shutil.which(name, path=path)
+    if found is not None:
+        return os.path.abspath(found)
+    if os.sep in name and os.path.exists(name):
+        raise UnavailableError(f"the OCI runtime {name!r} is not an executable file: check its mode")
+    raise NotFoundError(f"there is no OCI runtime {name!r}: install crun or runc, or name the path of another")
+
+
+def find(name: str | None) -> Runtime:
+    """The runtime *name*, or the first of `PREFERRED` that works. Raises `NotFoundError` when none does."""
+    if name is not None:
+        return _tried(locate(name))
+    reasons = []
+    for candidate in PREFERRED:
+        try:
+            runtime = _tried(locate(candidate))
+        except NotFoundError:
+            reasons.append(f"{candidate} is not installed")
+            continue
+        if runtime.works:
+            return runtime
+        reasons.append(f"{runtime.path}: {runtime.why_not}")
+    raise NotFoundError(f"no OCI runtime works on this host ({'; '.join(reasons)}): install crun or runc")
+
+
+def version(path: str) -> str:
+    """The first line that ``RUNTIME --version`` prints."""
+    reader, writer = os.pipe()
+    try:
+        pid = proc.spawn([path, "--version"], fds={1: writer}, env=shim.environment_for_runtime())
+    finally:
+        os.close(writer)
+    with open(reader, encoding="utf-8", errors="replace") as output:
+        lines = output.read(4096).splitlines()
+    proc.reap(pid)
+    return lines[0] if lines else ""
+
+
+# ---- remembering ----------------------------------------------------------------------------------------------------
+
+
+def _tried(path: str) -> Runtime:
+    """What was found out about *path* since this boot, or is found out now."""
+    status = os.stat(path)
+    key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
+    known = _remembered()
+    if key not in known:
+        known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
+        _remember(known)
+    return known[key]
+
+
+def _memory() -> str:
+    directory = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
+    return os.path.join(directory, "ctrd.runtimes.json") if directory else ""
+
+
+def _remembered() -> dict[str, Runtime]:
+    try:
+        with open(_memory(), "rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return {}
+            return msgspec.json.decode(file.read(), type=dict[str, Runtime])
+    except (OSError, msgspec.MsgspecError):
+        return {}  # nothing is known yet; what is damaged is found out again
+
+
+def _remember(known: dict[str, Runtime]) -> None:
+    memory = _memory()
+    if not memory:
+        return
+    temporary = f"{memory}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(msgspec.json.encode(known))
+        os.rename(temporary, memory)
+    except OSError as error:
+        log.debug("what was found out about OCI runtimes could not be kept in %s: %s", memory, error)
+
+
+# ---- trying ---------------------------------------------------------------------------------------------------------
+
+
+def _try(path: str) -> Runtime:
+    """Starts a container whose program is missing: a runtime that complains of just that has done all the rest."""
+    why_not = ""
+    for hide in (False, True):
+        said = _start_nothing(path, hide)
+        if _MISSING in said or "no such file" in said.lower():
+            return Runtime(path, True, hide)
+        why_not = why_not or said
+        if "hybrid" not in said:
+            break
+    return Runtime(path, False, False, why_not)
+
+
+def _start_nothing(path: str, hide_unified: bool) -> str:
+    """What *path* says to the start of a container whose program is missing."""
+    from libctrd import spec
+
+    with tempfile.TemporaryDirectory(prefix="ctrd-try-") as directory:
+        rootfs = os.path.join(directory, "rootfs")
+        os.mkdir(rootfs, 0o755)
+        config = spec.default([_MISSING], rootfs)
+        id = "ctrd-try-" + os.path.basename(directory).removeprefix("ctrd-try-").replace("_", "x")
+        if os.geteuid() == 0:
+            config["linux"]["cgroupsPath"] = f"/{id}"
+        with open(os.path.join(directory, "config.json"), "wb") as file:
+            file.write(spec.encode(config))
+        arguments = ["--state", directory, "--bundle", directory, "--root", os.path.join(directory, "runtime")]
+        arguments += ["--flags", "u" if hide_unified else "-", id, "--", path]
+        try:
+            starter = shim.Shim(directory, arguments)
+            starter.started()
+        except RuntimeFailedError as error:
+            return error.output or str(error)
+        except CtrdError as error:
+            return str(error)
+        shim.request(directory, "undo")  # it claims to have started a program that is not there
+        starter.ended()
+        return "it starts programs that do not exist"

@@ -1,0 +1,264 @@
+"""The client's side of the shim: to start one, to talk to one. The protocol is told at the top of ``pyx/shim.c``."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import msgspec
+
+from libctrd import proc
+from libctrd.errors import (
+    CtrdError,
+    DeadlineError,
+    NotFoundError,
+    RuntimeFailedError,
+    UnavailableError,
+    from_errno,
+    from_os_error,
+)
+from libctrd.state import ExitStatus
+
+PROGRAM = str(Path(__file__).parent.parent / "ctrd-shim")
+SOCKET = "shim.sock"
+EXIT_RECORD = "exit.json"
+PID_FILE = "pid"
+
+PACKET = 4096
+START_SECONDS = 60.0
+"""How long a runtime may take to start a container; then it is killed."""
+REPLY_SECONDS = 60.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+# What must not reach the runtime: it would announce itself to our service manager, or hand over our sockets.
+_NOT_HANDED_ON = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+def exit_status(code: int, oom: bool, seconds: int, nanoseconds: int) -> ExitStatus:
+    return ExitStatus(code, oom, _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000))
+
+
+class _ExitRecord(msgspec.Struct):
+    code: int
+    oom_killed: bool
+    seconds: int
+    nanoseconds: int
+
+
+def read_exit(directory: str) -> ExitStatus | None:
+    """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
+    try:
+        with open(os.path.join(directory, EXIT_RECORD), "rb") as file:
+            record = msgspec.json.decode(file.read(), type=_ExitRecord)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise from_os_error(error, f"read the exit record in {directory!r}") from error
+    except msgspec.MsgspecError as error:
+        raise UnavailableError(f"the exit record in {directory!r} is damaged: {error}") from error
+    return exit_status(record.code, record.oom_killed, record.seconds, record.nanoseconds)
+
+
+def read_pid(directory: str) -> int:
+    """The pid of ``init`` that the runtime left, 0 when there is none."""
+    try:
+        with open(os.path.join(directory, PID_FILE), "rb") as file:
+            return int(file.read(32))
+    except (OSError, ValueError):
+        return 0
+
+
+@contextlib.contextmanager
+def connection(directory: str) -> Iterator[socket.socket]:
+    """A connection to the shim that serves *directory*. Raises `NotFoundError` when none does."""
+    peer = connect(directory)
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def connect(directory: str) -> socket.socket:
+    """Like `connection`, for one that is kept. The path may be longer than a socket's may be: it goes by descriptor."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            peer.settimeout(REPLY_SECONDS)
+            peer.connect(f"/proc/self/fd/{handle}/{SOCKET}")
+        finally:
+            os.close(handle)
+    except OSError as error:
+        peer.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            raise NotFoundError(f"no shim serves {directory!r}: it has ended or was never started") from error
+        raise from_os_error(error, f"connect to the shim in {directory!r}") from error
+    except BaseException:
+        peer.close()
+        raise
+    return peer
+
+
+def request(directory: str, text: str) -> None:
+    """One request that is answered by "ok". Raises what the shim or the runtime said otherwise."""
+    with connection(directory) as peer:
+        ask(peer, directory, text)
+
+
+def ask(peer: socket.socket, directory: str, text: str) -> str:
+    """Sends a request over *peer*, returns the reply. ``ok`` and others come back, failures are raised."""
+    try:
+        peer.sendall(text.encode())
+        reply = peer.recv(PACKET).decode("utf-8", "replace")
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"the shim in {directory!r} did not answer {text!r} within {REPLY_SECONDS:g} s: the OCI runtime hangs"
+        ) from error
+    except OSError as error:
+        raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}") from error
+    check(reply, directory, text)
+    return reply
+
+
+def check(reply: str, directory: str, text: str) -> None:
+    """Raises the error that *reply* is, if it is one."""
+    word, _, rest = reply.partition(" ")
+    if not reply:
+        raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}")
+    if word == "error":
+        raise from_errno(int(rest), f"{text} on the container in {directory!r}")
+    if word == "failed":
+        raise runtime_failed(rest, f"{text} the container in {directory!r}")
+    if word == "broken":
+        number, call, what = (rest.split(" ", 2) + ["", ""])[:3]
+        raise from_errno(int(number), f"start the shim in {directory!r}: {call} of {what}")
+
+
+def runtime_failed(rest: str, tried: str, more: str = "") -> RuntimeFailedError:
+    """The error for "CODE LOG" as the shim reports it; *more* is what the runtime wrote elsewhere."""
+    code, _, raw = rest.partition(" ")
+    said = "; ".join(filter(None, [_messages(raw), more.strip()]))
+    why = said or f"it ended with exit code {code} and said nothing"
+    return RuntimeFailedError(f"the OCI runtime could not {tried}: {why}", output=said, exit_code=int(code))
+
+
+class _LogLine(msgspec.Struct):
+    msg: str = ""
+    level: str = ""
+
+
+def _messages(raw: str) -> str:
+    """The errors among the JSON lines of a runtime's log, in order; a line that is none is taken as it is."""
+    found = []
+    for line in raw.splitlines():
+        try:
+            entry = msgspec.json.decode(line, type=_LogLine)
+        except msgspec.MsgspecError:
+            entry = _LogLine(line.strip(), "error")
+        if entry.msg and entry.level not in ("debug", "info", "warning"):
+            found.append(entry.msg)
+    return "; ".join(dict.fromkeys(found))
+
+
+def descriptors(directory: str) -> dict[str, int]:
+    """The client's ends of the fifos, handed over by the shim: ``i``, ``o``, ``e`` to a descriptor that is ours now."""
+    with connection(directory) as peer:
+        peer.sendall(b"fds")
+        fds = array.array("i")
+        data, control, _, _ = peer.recvmsg(64, socket.CMSG_SPACE(3 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return dict(zip(data.decode().removeprefix("fds "), fds, strict=False))
+
+
+class Shim:
+    """A shim that this process has started: its pid, and the socket on which it reports."""
+
+    def __init__(self, directory: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+        """Starts one. *arguments* are its command line. It is not waited for; see `started`."""
+        self.directory = directory
+        try:
+            ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise from_os_error(error, f"make the socket to the shim of {directory!r} (socketpair)") from error
+        try:
+            with its:
+                handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    self.pid = proc.spawn(
+                        [PROGRAM, *arguments],
+                        fds={3: its.fileno(), 4: handle},
+                        env=environment_for_runtime() if environment is None else environment,
+                        new_session=True,
+                    )
+                finally:
+                    os.close(handle)
+        except OSError as error:
+            ours.close()
+            raise from_os_error(error, f"open the state directory {directory!r}") from error
+        except BaseException:
+            ours.close()
+            raise
+        self.socket = ours
+
+    def started(self, timeout: float = START_SECONDS) -> int:
+        """Waits until the container has started; returns the pid of ``init``.
+
+        When it did not start, or on Ctrl-C, the shim and what the runtime made have gone before the error is raised.
+        """
+        try:
+            self.socket.settimeout(timeout)
+            try:
+                reply = self.socket.recv(PACKET).decode("utf-8", "replace")
+            except TimeoutError:
+                raise DeadlineError(
+                    f"the OCI runtime did not start the container in {self.directory!r} within {timeout:g} s: "
+                    "look at what it waits for"
+                ) from None
+            word, _, rest = reply.partition(" ")
+            if word == "started":
+                self.socket.setblocking(False)
+                return int(rest)
+            if word == "failed":
+                raise runtime_failed(rest, f"start the container in {self.directory!r}")
+            check(reply, self.directory, "start")
+            raise UnavailableError(f"the shim in {self.directory!r} answered {reply!r} to a start")
+        except BaseException:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        """Ends a start; returns when the shim has undone it. It kills the runtime itself, which only it may reap."""
+        with contextlib.suppress(OSError):
+            self.socket.settimeout(None)
+            self.socket.send(b"undo")
+            while self.socket.recv(PACKET):
+                pass
+        self.ended()
+
+    def ended(self) -> None:
+        """Closes the socket and reaps the shim, which is ending."""
+        self.socket.close()
+        proc.reap(self.pid)
+
+
+def environment_for_runtime() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
+
+
+def undo(directory: str, arguments: list[str]) -> None:
+    """Has the runtime delete, by force, a container whose shim is gone; in a shim, which knows how to call it."""
+    shim = Shim(directory, arguments)
+    reply = shim.socket.recv(PACKET)
+    shim.ended()
+    if reply:
+        try:
+            check(reply.decode("utf-8", "replace"), directory, "delete")
+        except CtrdError as error:
+            raise UnavailableError(f"what is left of the container in {directory!r} cannot be removed: {error}") from error

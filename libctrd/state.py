@@ -1,0 +1,73 @@
+"""The records that libctrd hands out: how a container ended, what happened to one, what is known of one. Data only."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+INIT = "init"
+"""The name of a container's first process (C9)."""
+
+UNKNOWN_EXIT = 255
+"""The code that is reported when nobody can know the true one (C22)."""
+
+Status = Literal["created", "running", "paused", "stopped"]
+
+EventType = Literal[
+    "start-container", "start-process", "pause", "resume", "oom", "exit", "exit-process", "restore"
+]
+
+
+class ExitStatus(Struct, frozen=True):
+    """How a process ended.
+
+    ``code`` is its exit code, or 128 + N when signal N killed it. ``oom_killed`` tells that the kernel killed a
+    process of the container for want of memory (children of ``init`` count too). ``exited_at`` is the time of the
+    end, in UTC. ``known`` is false when nobody could see the true code: ``code`` is 255 then, and no promise.
+    """
+
+    code: int
+    oom_killed: bool = False
+    exited_at: datetime | None = None
+    known: bool = True
+
+
+class Event(Struct, frozen=True):
+    """What an engine tells of a container: raw, before the contract's rules were applied (C10)."""
+
+    id: str
+    type: EventType
+    process: str = INIT
+    status: ExitStatus | None = None
+    pid: int = 0
+
+
+class StateInfo(Struct, frozen=True):
+    """What a listener is told (C10).
+
+    ``type`` is the event's type, ``pid`` the system pid for ``start-container`` and ``restore`` (0: not known),
+    ``process`` the name of the process it is about, ``exit_code`` is set for ``exit`` and ``exit-process``, and
+    ``oom_killed`` tells of an OOM kill so far. ``at`` is the time of it, in UTC.
+    """
+
+    type: EventType
+    pid: int = 0
+    process: str = INIT
+    exit_code: int | None = None
+    oom_killed: bool = False
+    at: datetime | None = None
+
+
+class ContainerInfo(Struct, frozen=True):
+    """What is known of a container, for ``ps`` and ``inspect``."""
+
+    id: str
+    status: Status
+    pid: int
+    bundle: str
+    runtime: str
+    created_at: datetime
+    terminal: bool
+    exit: ExitStatus | None = None
