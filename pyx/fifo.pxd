@@ -1,0 +1,69 @@
+"""What other compiled modules may use of libctrd.fifo: the class, and the watch for a peer that opens."""
+
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from libctrd.posix cimport iovec
+
+
+cdef struct Waiter:
+    # One thread in one list of who is to be woken. Lives on that thread's stack; guarded by the GIL.
+    int wake_fd
+    bint woken
+    Waiter *next
+
+
+cdef class Cancellation:
+    cdef bint _cancelled
+    cdef int _generation
+    cdef Waiter *_waiters
+
+
+@cython.final
+cdef class Fifo:
+    cdef readonly object path
+    cdef object _cancel           # Cancellation or None; bounds the wait for the peer only
+    cdef bytes _ahead             # taken from the pipe, not yet returned by a read; None mostly
+    cdef Waiter *_waiters
+    cdef int64_t _deadline        # for the wait for the peer, CLOCK_MONOTONIC in ns; -1: none
+    cdef uint64_t _device         # the inode first held (the type as well), for a writer that must reopen
+    cdef uint64_t _inode
+    cdef int _fd                  # -1: closed, handed over, or a writer that cannot have one before its reader comes
+    cdef int _handle              # O_PATH handle of such a writer, else -1
+    cdef int _access              # O_RDONLY, O_WRONLY or O_RDWR
+    cdef int _users               # threads inside a call on the descriptor; the last one closes it
+    cdef int _generation          # of the process, counted by fork; waiters of another one are gone
+    cdef int _state               # OPENING, OPEN, CLOSED
+    cdef bint _no_more_writers
+    cdef bint _was_open
+
+    cdef int release(self) except -1
+    cdef bint is_writer(self)
+
+    cdef int _enter(self) except -1
+    cdef int _leave(self) except -1
+    cdef void _after_fork(self) noexcept
+    cdef void _drop(self) noexcept
+    cdef void _become_open(self) noexcept
+    cdef void _shut(self) noexcept
+    cdef bint _look(self) except -1
+    cdef int _writer_there(self) except -2
+    cdef bint _try_again(self) except -1
+    cdef int _check_patience(self) except -1
+    cdef int _await_peer(self, int64_t until) except -1
+    cdef int64_t _sooner(self, int64_t until) noexcept
+    cdef ssize_t _take(self, char *buffer, size_t size) except -1
+    cdef ssize_t _take_ahead(self, char *buffer, size_t size) except -1
+    cdef ssize_t _take_now(self, char *buffer, size_t size) except -2
+    cdef ssize_t _put(self, iovec *vectors, Py_ssize_t count) except -1
+    cdef ssize_t _put_now(self, iovec *vectors, Py_ssize_t count) except -2
+    cdef object _purpose(self)
+    cdef object _not_for(self, purpose)
+    cdef object _failed(self, int number, call)
+    cdef bytes _read_to_end(self)
+
+cdef int  peer_watch(int fd, int wake_fd) noexcept nogil
+cdef void peer_unwatch(int token) noexcept nogil
+cdef int  peer_fd() noexcept nogil
+cdef void peer_dispatch() noexcept nogil
+cdef bint writer_connected(int fd) noexcept nogil
