@@ -53,6 +53,18 @@ class RuntimeFailedError(CtrdError):
         self.exit_code = exit_code
 
 
+class ExitError(CtrdError):
+    """A container ended with an exit code that is not 0, and the caller had asked to be told so (``check=True``)."""
+
+    def __init__(
+        self, message: str = "", *, exit_code: int, stdout: bytes | None = None, stderr: bytes | None = None
+    ) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.stdout = stdout
+        self.stderr = stderr
+
+
 class DeadlineError(CtrdError, TimeoutError):
     """A time limit of the caller's passed first."""
 

@@ -1,4 +1,4 @@
-"""One thread that waits for descriptors and clocks on behalf of a client: the shims' sockets, late ends, time limits.
+"""One thread that waits for descriptors and clocks on behalf of every client: the shims' sockets, late ends, time limits.
 
 It moves no bytes of containers (the relay does, without the GIL) and runs no user code: its callbacks only read a
 packet and hand it on. So it never blocks, whatever listeners and sinks do.
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from libctrd.errors import ClosedError, from_os_error
+from libctrd.errors import from_os_error
 
 log = logging.getLogger("libctrd")
 
@@ -53,7 +53,6 @@ class Reactor:
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
         self._thread: threading.Thread | None = None
-        self._closed = False
         try:
             self._epoll = select.epoll()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -64,7 +63,7 @@ class Reactor:
     def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
         """Calls *callback* with the epoll mask whenever *fd* has one of *events*, or an error or hang-up."""
         with self._lock:
-            self._check()
+            self._start()
             self._callbacks[fd] = callback
             try:
                 self._epoll.register(fd, events)
@@ -75,35 +74,25 @@ class Reactor:
     def unwatch(self, fd: int) -> None:
         """Forgets *fd*, before it is closed. An unknown one is fine."""
         with self._lock:
-            if self._callbacks.pop(fd, None) is not None and not self._closed:
+            if self._callbacks.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Makes *call* after *seconds* of the monotonic clock."""
         timer = Timer(call)
         with self._lock:
-            self._check()
+            self._start()
             heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), timer))
         self._poke()
         return timer
 
-    def close(self) -> None:
-        """Ends the thread and frees the descriptors. Timers that are left are not fired. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            thread = self._thread
-        self._poke()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+    def abandon(self) -> None:
+        """Closes the descriptors without a word to the thread: for a child after fork, in which there is none."""
         self._epoll.close()
         os.close(self._wake)
 
-    def _check(self) -> None:
+    def _start(self) -> None:
         """Called with the lock held."""
-        if self._closed:
-            raise ClosedError("this client is closed")
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -112,7 +101,7 @@ class Reactor:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        while not self._closed:
+        while True:
             for fd, mask in self._epoll.poll(self._next_timeout()):
                 if fd == self._wake:
                     os.eventfd_read(fd)
@@ -144,3 +133,28 @@ class Reactor:
             call()
         except BaseException:
             log.exception("an event could not be handled")
+
+
+_shared: Reactor | None = None
+_shared_lock = threading.Lock()
+
+
+def shared() -> Reactor:
+    """The reactor of this process, made when it is first asked for. It lives as long as the process does."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = Reactor()
+        return _shared
+
+
+def _after_fork() -> None:
+    """A child starts clean: its parent's thread is not there, and its parent's descriptors are none of its business."""
+    global _shared, _shared_lock
+    _shared_lock = threading.Lock()
+    if _shared is not None:
+        _shared.abandon()
+        _shared = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -47,8 +47,8 @@ class LocalEngine:
         self._default_runtime = runtime
         self._mark = hashlib.sha256(self.root.encode()).hexdigest()[:8]
         self._sink: Sink = lambda event: None
-        # Guards the two tables below. The reactor's thread and callers both take entries out; who has taken one out
-        # closes its socket and reaps its process, so each is done once.
+        # Guards the two tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
+        # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
         self._lock = threading.Lock()
         self._shims: dict[str, shim.Shim] = {}
         self._watches: dict[str, socket.socket] = {}
@@ -243,7 +243,7 @@ class LocalEngine:
             self._sink(Event(id, word))  # type: ignore[arg-type]
 
     def _take(self, id: str, peer: socket.socket) -> bool:
-        """Takes *peer* out of its table and lets go of it. False when another has done so."""
+        """Takes *peer* out of its table and lets go of it. False when `close` has done so."""
         with self._lock:
             starter = self._shims.get(id)
             if starter is not None and starter.socket is peer:
@@ -326,7 +326,7 @@ class LocalEngine:
         with self._lock:
             starter = self._shims.get(id)
         if starter is not None:
-            self._take(id, starter.socket)
+            starter.gone.wait()
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -183,6 +184,7 @@ class Shim:
     def __init__(self, directory: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`."""
         self.directory = directory
+        self.gone = threading.Event()
         try:
             ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -246,6 +248,7 @@ class Shim:
         """Closes the socket and reaps the shim, which is ending."""
         self.socket.close()
         proc.reap(self.pid)
+        self.gone.set()
 
 
 def environment_for_runtime() -> dict[str, str]:

@@ -1,0 +1,375 @@
+"""The client: one lock per container (C18), the way in and out of its table (C19), and what events do (C10, C11).
+
+Locks, in the order in which they are taken: the lock of one container id; then, held for a moment each and with nothing
+taken inside: ``_guard`` (the tables) and the engine's own. Listeners and callbacks run under the container's lock where
+the contract has a call report straight (C6), which is why it is reentrant; queued reports run under none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+from libctrd import directory, ids
+from libctrd import spec as specs
+from libctrd.container import Container
+from libctrd.engine.base import Engine, EngineInfo
+from libctrd.errors import AlreadyExistsError, ClosedError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
+from libctrd.events import EventStream, Lanes, Listener
+from libctrd.state import INIT, Event, ExitStatus, StateInfo
+
+log = logging.getLogger("libctrd")
+
+CONFIG = "config.json"
+CLOSE_SECONDS = 5.0
+
+
+class Client:
+    """Containers of one engine. Made by `libctrd.connect`; a context manager. Every method may be called by any thread."""
+
+    def __init__(self, engine: Engine, root: str) -> None:
+        self._engine = engine
+        self._root = root
+        self._containers: dict[str, Container] = {}
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}  # type: ignore[valid-type]
+        self._listeners: list[Listener] = []
+        self._streams: list[EventStream] = []
+        self._lanes = Lanes("ctrd-lane")
+        self._telling = threading.local()
+        self._closed = False
+        engine.subscribe(self._on_event)
+
+    @property
+    def address(self) -> str:
+        """The engine's address, such as ``local:/run/ctrd``."""
+        return self._engine.address
+
+    def info(self) -> EngineInfo:
+        """What engine this is, and with which OCI runtime."""
+        return self._engine.info()
+
+    # ---- containers ----------------------------------------------------------------------------------------------
+
+    def create(
+        self, id: str, spec: dict[str, Any], *, runtime: str | None = None, runtime_args: tuple[str, ...] | list[str] = ()
+    ) -> Container:
+        """Creates a container from an OCI spec: its directory, 0700, with ``config.json`` in it (C5). Nothing runs yet.
+
+        *runtime* (a path or a name) and *runtime_args* (put before the runtime's own) are this container's alone (C1).
+        Leftovers of an id that is not active are cleaned first; when this fails nothing is left (C19).
+
+        Raises `AlreadyExistsError` for an id that is active, `InvalidArgumentError` for an id or a spec that cannot be,
+        `NotFoundError` when the root file system or the runtime is missing.
+        """
+        self._check_open()
+        ids.check(id)
+        arguments = _strings(runtime_args)
+        specs.validate(spec)
+        specs.check_rootfs(spec)
+        with self._locked(id):
+            if id in self._containers:
+                raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
+            claim, path = self._claim(id)
+            bundle = path
+            try:
+                uid, gid = specs.host_root(spec)
+                if (uid, gid) not in ((0, 0), (os.geteuid(), os.getegid())):
+                    bundle = os.path.join(directory.for_root(self._root, uid, gid), id)
+                    directory.remove_tree(bundle)
+                    directory.make(bundle, uid, gid)
+                record, spec = self._engine.plan(id, bundle, spec, runtime, arguments)
+                _write(os.path.join(bundle, CONFIG), specs.encode(spec))
+                self._engine.reserve(record)
+            except BaseException:
+                directory.remove_tree(bundle)
+                directory.remove_tree(path)
+                raise
+            finally:
+                os.close(claim)
+            container = Container(self, record)
+            container._created_here = True
+            self._containers[id] = container
+            return container
+
+    def _claim(self, id: str) -> tuple[int, str]:
+        """Makes the directory of a new container; returns its lock and its path.
+
+        Between mkdir and lock another process may take it for a leftover and remove it: then the lock finds nothing,
+        and we begin again. So at most one of them gets through.
+        """
+        path = os.path.join(self._root, id)
+        while True:
+            try:
+                os.mkdir(path, 0o700)
+                existed = False
+            except FileExistsError:
+                existed = True
+            except OSError as error:
+                raise from_os_error(error, f"make the directory of container {id!r}, {path!r}") from error
+            try:
+                claim = directory.lock(path)
+            except NotFoundError:
+                if os.path.lexists(path):
+                    raise
+                continue
+            if not existed:
+                return claim, path
+            try:
+                self._clean_leftover(id, path)
+            finally:
+                os.close(claim)
+
+    def _clean_leftover(self, id: str, path: str) -> None:
+        """Removes what is left of an id that is not active; raises `AlreadyExistsError` for one that is (C19)."""
+        try:
+            bundle = self._engine.record(id).bundle
+            snapshot = self._engine.snapshot(id)
+        except NotFoundError:
+            directory.remove_tree(path)
+            return
+        if snapshot.exit is None or snapshot.exit.known:
+            state = "has ended and keeps its exit record" if snapshot.exit else f"is {snapshot.status}"
+            raise AlreadyExistsError(f"container {id!r} {state}: remove it first (`ctrd rm {id}`) or choose another id")
+        self._engine.delete(id, force=True)
+        directory.remove_tree(bundle)
+        directory.remove_tree(path)
+
+    def containers(self) -> list[Container]:
+        """Every container of the engine, whoever started it, by id."""
+        self._check_open()
+        return [self._known(record.id) or Container(self, record) for record in self._engine.records()]
+
+    def get(self, id: str) -> Container:
+        """The container *id*, whoever started it. Raises `NotFoundError` when there is none."""
+        self._check_open()
+        return self._known(ids.check(id)) or Container(self, self._engine.record(id))
+
+    def _known(self, id: str) -> Container | None:
+        with self._guard:
+            return self._containers.get(id)
+
+    def _remove(self, container: Container) -> None:
+        """Frees an ended container, or one that never started, and removes its directories. Called under its lock (C2)."""
+        id, path = container.id, os.path.join(self._root, container.id)
+        try:
+            claim = directory.lock(path, wait=True)
+        except NotFoundError:
+            self._forget(container)  # another hand has cleaned it, or the state directory was taken away under us
+            return
+        try:
+            self._engine.delete(id)
+            if not directory.clean_disabled():
+                if container.bundle != path:
+                    directory.remove_tree(container.bundle)
+                directory.remove_tree(path)
+        finally:
+            os.close(claim)
+        self._forget(container)
+
+    def _forget(self, container: Container) -> None:
+        with self._guard:
+            if self._containers.get(container.id) is container:
+                del self._containers[container.id]
+
+    def _watch(self, container: Container) -> None:
+        """From now on events of this container reach it, though another client has started it."""
+        with self._locked(container.id):
+            if container._owned or container.id in self._containers:
+                return
+            with self._guard:
+                self._containers[container.id] = container
+            try:
+                self._engine.watch(container.id)
+            except BaseException:
+                self._forget(container)
+                raise
+
+    @contextlib.contextmanager
+    def _locked(self, id: str) -> Iterator[None]:
+        """Holds the lock of one container id (C18). It exists while somebody holds it or waits for it."""
+        with self._guard:
+            lock, users = self._locks.setdefault(id, (threading.RLock(), []))
+            users.append(None)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                users.pop()
+                if not users:
+                    del self._locks[id]
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """From now on *listener* is told of every container of this client (C11). Call what it returns to end that.
+
+        Reports of events come through a queue: in order for one container, independently between containers; what it
+        raises then is logged. ``start-container`` is reported within the call of `Container.start`, under the
+        container's lock, and what it raises fails that start (C6).
+        """
+        if not callable(getattr(listener, "state_changed", None)):
+            raise InvalidArgumentError(f"{listener!r} is no listener: it has no method state_changed(id, info)")
+        with self._guard:
+            self._listeners = [*self._listeners, listener]
+
+        def unsubscribe() -> None:
+            with self._guard:
+                self._listeners = [other for other in self._listeners if other is not listener]
+
+        return unsubscribe
+
+    def events(self) -> EventStream:
+        """A stream of what happens to the containers of this client from now on, as pairs of id and `StateInfo`.
+
+        Iterate it, or call its ``get(timeout)``; close it (it is a context manager) to end the iteration.
+        """
+        stream = EventStream(self._end_stream)
+        with self._guard:
+            self._streams = [*self._streams, stream]
+        return stream
+
+    def _end_stream(self, stream: EventStream) -> None:
+        with self._guard:
+            self._streams = [other for other in self._streams if other is not stream]
+
+    def _tell(self, id: str, info: StateInfo) -> None:
+        """A report that a call makes itself: straight to the listeners, and their exception to the caller (C11)."""
+        for stream in self._streams:
+            stream.put(id, info)
+        for listener in self._listeners:
+            listener.state_changed(id, info)
+
+    def _is_telling(self, id: str) -> bool:
+        """Is the calling thread just telling a listener of that container?"""
+        return getattr(self._telling, "id", None) == id
+
+    def _on_event(self, event: Event) -> None:
+        """Called by the engine, by a thread that must not wait: hands the event to the lane of its container."""
+        self._lanes.submit(("event", event.id), lambda: self._handle(event))
+
+    def _handle(self, event: Event) -> None:
+        """What an event does, under the container's lock (C10)."""
+        with self._locked(event.id):
+            container = self._known(event.id)
+            if container is None:
+                log.debug("event %s of container %s, which is not known here", event.type, event.id)
+            elif event.type == "exit":
+                self._exited(container, event.status or ExitStatus(255, known=False))
+            elif event.type in ("pause", "resume"):
+                change = event.type
+                self._report(container, StateInfo(change, at=self._now()), lambda: container._wake(change))
+            elif event.type == "oom":
+                container._oom_killed = True
+                self._report(container, StateInfo("oom", oom_killed=True, at=self._now()))
+            else:
+                log.debug("event %s of container %s is none that is handled", event.type, event.id)
+
+    def _exited(self, container: Container, status: ExitStatus) -> None:
+        """``init`` has ended: its output is waited for, without the lock, before anything is cleaned (C28)."""
+        if container._exit is not None:
+            return
+        container._exit = status
+        container._oom_killed = container._oom_killed or status.oom_killed
+        container._end_waits()
+        init = container._processes.get(INIT)
+
+        def finish() -> None:
+            self._lanes.submit(("event", container.id), lambda: self._finish(container, status))
+
+        if init is None:
+            self._finish(container, status)
+        else:
+            init.exited(status)
+            init.streams.when_ended(init.drain_timeout, finish)
+
+    def _finish(self, container: Container, status: ExitStatus) -> None:
+        """Cleans the container and forgets it, then queues the report: in the listener the id is free already (C10)."""
+        with self._locked(container.id):
+            try:
+                if container._owned:
+                    self._remove(container)
+            except CtrdError as error:
+                log.error("container %s has ended and could not be cleaned: %s", container.id, error)
+            self._forget(container)
+            container._finished.set()
+            info = StateInfo(
+                "exit", 0, INIT, status.code, container._oom_killed or status.oom_killed, status.exited_at or self._now()
+            )
+            self._report(container, info, container._notified.set)
+
+    def _report(self, container: Container, info: StateInfo, then: Callable[[], None] = lambda: None) -> None:
+        """Queues a report. *then* follows it, whether or not a listener failed (C11)."""
+        self._lanes.submit(("report", container.id), lambda: self._report_now(container.id, info, then))
+
+    def _report_now(self, id: str, info: StateInfo, then: Callable[[], None]) -> None:
+        self._telling.id = id
+        try:
+            for stream in self._streams:
+                stream.put(id, info)
+            for listener in self._listeners:
+                try:
+                    listener.state_changed(id, info)
+                except BaseException:
+                    log.exception("a listener failed on %s of container %s", info.type, id)
+        finally:
+            self._telling.id = None
+            then()
+
+    @staticmethod
+    def _now() -> datetime:
+        return datetime.now(timezone.utc)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Lets go of the engine. Containers run on; events that have come are handled first. Idempotent."""
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+        if not self._lanes.drain(CLOSE_SECONDS):
+            log.warning("a listener of %s takes longer than %g s; not waited for", self.address, CLOSE_SECONDS)
+        self._lanes.close()
+        self._engine.close()
+        for stream in self._streams:
+            stream.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"this client of {self.address} is closed")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.address}>"
+
+
+def _strings(arguments: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    if isinstance(arguments, str) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
+        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings")
+    return tuple(arguments)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Writes ``config.json``; a short write is an error, not half a file."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise from_os_error(error, f"write {path!r}") from error

@@ -1,0 +1,397 @@
+"""A container as a client sees it: the order of a start (C6), its end, and what can be asked of it meanwhile.
+
+Its state changes only under the container's lock, which the client keeps by id (C18). What an event does to it is told
+in ``client.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from libctrd import proc, stdio
+from libctrd import spec as specs
+from libctrd.engine.base import CreateRequest, Record, Unattended
+from libctrd.errors import (
+    AlreadyExistsError,
+    CtrdError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeFailedError,
+)
+from libctrd.process import Process
+from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
+
+if TYPE_CHECKING:
+    import io
+    import signal
+
+    from libctrd.client import Client
+    from libctrd.fifo import Fifo
+    from libctrd.relay import Buffer
+    from libctrd.stdio import Callback, Choice, Stdin, Stdio
+
+log = logging.getLogger("libctrd")
+
+_SIGKILL = 9
+
+RAMDISK = "DOCKER_RAMDISK"
+"""The environment variable that, when not empty, asks for no pivot root (C8)."""
+
+
+class Waiter:
+    """One caller who waits for a pause or a resume (C11)."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+        self.ended = False
+
+
+class Container:
+    """A container of a client. Made by `Client.create` and `Client.get`, never directly."""
+
+    def __init__(self, client: Client, record: Record) -> None:
+        self._client = client
+        self._record = record
+        self._processes: dict[str, Process] = {}
+        self._owned = False  # this client started it: it reads the output and cleans after the exit
+        self._created_here = False
+        self._exit: ExitStatus | None = None
+        self._oom_killed = False
+        self._waiting: dict[str, deque[Waiter]] = {"pause": deque(), "resume": deque()}
+        self._finished = threading.Event()  # ended, read to the end, and cleaned where that is ours to do
+        self._notified = threading.Event()  # and its listeners were told: the exit notifier (C11)
+
+    def __repr__(self) -> str:
+        return f"<Container {self.id!r} of {self._client.address}>"
+
+    # ---- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self._record.id
+
+    @property
+    def bundle(self) -> str:
+        """Its directory: ``config.json`` and the fifos lie in it."""
+        return self._record.bundle
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was created, in UTC."""
+        return self._record.created_at
+
+    @property
+    def pid(self) -> int:
+        """The system pid of its ``init``; 0 when it is not running."""
+        init = self._processes.get(INIT)
+        if init is not None:
+            return 0 if init.status else init.pid
+        return self._client._engine.snapshot(self.id).pid
+
+    @property
+    def status(self) -> Status:
+        """``created``, ``running``, ``paused`` or ``stopped``; ``stopped`` also when it is gone."""
+        if self._exit is not None:
+            return "stopped"
+        try:
+            return self._client._engine.snapshot(self.id).status
+        except NotFoundError:
+            return "stopped"
+
+    @property
+    def oom_killed(self) -> bool:
+        """Has the kernel killed a process of it for want of memory so far?"""
+        return self._oom_killed
+
+    def info(self) -> ContainerInfo:
+        """All of that at once, for ``ps`` and ``inspect``. Raises `NotFoundError` when it is gone."""
+        snapshot = self._client._engine.snapshot(self.id)
+        record = self._record
+        return ContainerInfo(
+            record.id,
+            snapshot.status,
+            snapshot.pid,
+            record.bundle,
+            record.runtime,
+            record.created_at,
+            record.terminal,
+            snapshot.exit,
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Its spec, read from ``config.json`` in its directory (C4). A missing or malformed file is a clear error."""
+        return specs.load(self.bundle)
+
+    # ---- streams -------------------------------------------------------------------------------------------------
+
+    @property
+    def stdin(self) -> Stdin | None:
+        """Its standard input when it was started with `PIPE`, to be written and closed."""
+        pipe = self._pipe()
+        return pipe.stdin if pipe is not None else None  # type: ignore[return-value]
+
+    @property
+    def stdout(self) -> Fifo | io.BytesIO | None:
+        """Its standard output when it was started with `PIPE`. With a terminal all output is here."""
+        pipe = self._pipe()
+        return pipe.stdout if pipe is not None else None
+
+    @property
+    def stderr(self) -> Fifo | io.BytesIO | None:
+        """Its standard error when it was started with `PIPE`. With a terminal it reads as empty (C13)."""
+        pipe = self._pipe()
+        return pipe.stderr if pipe is not None else None
+
+    def _pipe(self) -> stdio.IOPipe | None:
+        init = self._processes.get(INIT)
+        return init.streams.pipe if init is not None else None
+
+    def _captured(self) -> dict[str, Buffer]:
+        """What was collected of its output, for ``run``."""
+        init = self._processes.get(INIT)
+        return init.streams.captured if init is not None else {}
+
+    # ---- its life ------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        stdio: Choice | Stdio | Callback = stdio.PIPE,
+        *,
+        unattended: Unattended = "hold",
+        log: str | None = None,
+        drain_timeout: float | None = None,
+    ) -> int:
+        """Starts it; returns the system pid of ``init``.
+
+        *stdio* says what becomes of its streams: `PIPE`, `INHERIT`, `NULL`, `DETACHED`, a `Stdio`, or a function that
+        is called with an `IOPipe` before the engine is asked (C6). *unattended* says what becomes of output while no
+        client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*).
+        *drain_timeout* is how many seconds after the end output is waited for that some other process keeps open;
+        ``None`` is for as long as it takes (C28).
+
+        Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
+        that this client created is cleaned. Source: C6, C8.
+        """
+        if (unattended == "log") != (log is not None):
+            raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
+        if log is not None:
+            log = os.path.abspath(log)
+        client = self._client
+        with client._locked(self.id):
+            init = self._launch(stdio, unattended, log or "", drain_timeout)
+            try:
+                client._tell(self.id, StateInfo("start-container", init.pid, at=client._now()))
+                return init.pid
+            except BaseException as error:
+                refusal = error
+                self._owned = True
+                init.streams.close()
+                client._engine.signal(self.id, INIT, _SIGKILL)
+        self._finished.wait()  # its exit goes the usual way, so that whoever heard of the start hears of the end
+        raise refusal
+
+    def _launch(
+        self, streams: Choice | Stdio | Callback, unattended: Unattended, log: str, drain_timeout: float | None
+    ) -> Process:
+        """The start up to its report, in the order of C6. Called under the lock."""
+        client = self._client
+        self._require_not_started()
+        init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
+        try:
+            init.open()
+            self._processes[INIT] = init
+            client._containers[self.id] = self
+            if init.streams.callback is not None:
+                init.streams.callback(init.streams.pipe)
+            pid = client._engine.create(self._request(init, unattended, log))
+        except BaseException as error:
+            said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
+            init.failed()
+            self._processes.clear()
+            if self._created_here:
+                client._remove(self)
+            else:
+                client._containers.pop(self.id, None)
+            if said:
+                raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
+            raise
+        self._owned = any(choice is not stdio.DETACHED for choice in init.streams.chosen)
+        init.started(pid)
+        return init
+
+    def _request(self, init: Process, unattended: Unattended, log: str) -> CreateRequest:
+        fifos = {name: stdio.path(self.bundle, INIT, name) for name in init.streams.names()}
+        if self._record.terminal:
+            fifos["stderr"] = stdio.path(self.bundle, INIT, "stderr")  # named, though it is not there (C8)
+        return CreateRequest(
+            self._record,
+            **fifos,
+            no_pivot_root=bool(os.environ.get(RAMDISK)),
+            unattended=unattended,
+            log=log,
+        )
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Waits for its end; returns how it ended.
+
+        In the client that started it: until it has ended, its output has come to its end, it is cleaned, and listeners
+        were told. What the relay moves has been delivered by then; what the caller reads himself (`PIPE`) and has not
+        read yet is in his own descriptor, complete. In any other client: until the exit record (C28).
+
+        Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
+        `InvalidArgumentError` when it was never started.
+        """
+        if self._exit is None and not self._processes:
+            self._require_started()
+            self._client._watch(self)
+        # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
+        done = self._finished if self._client._is_telling(self.id) else self._notified
+        if not done.wait(timeout):
+            raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
+        assert self._exit is not None
+        return self._exit
+
+    def signal(self, sig: int | str | signal.Signals) -> None:
+        """Sends a signal to ``init``, by name (``"TERM"``, ``"SIGTERM"``) or number (C20).
+
+        Raises `InvalidArgumentError` for a signal that does not exist, `NotFoundError` when it is not running.
+        """
+        number = proc.signal_number(sig)
+        with self._client._locked(self.id):
+            self._require_running()
+            self._client._engine.signal(self.id, INIT, number)
+
+    def _kill_late(self, late: threading.Event) -> None:
+        """Kills it for a time limit, in the background: whoever calls must not wait for the engine."""
+
+        def kill() -> None:
+            try:
+                self.signal(_SIGKILL)
+                late.set()
+            except NotFoundError:
+                pass  # it has ended in time after all
+
+        self._client._lanes.submit(("kill", self.id), kill)
+
+    def resize(self, width: int, height: int) -> None:
+        """Sets the size of its terminal, in characters (C20)."""
+        if not (0 < width < 65536 and 0 < height < 65536):
+            raise InvalidArgumentError(f"a terminal of {width}x{height} characters cannot be: give 1 to 65535 each")
+        if not self._record.terminal:
+            raise InvalidArgumentError(f"container {self.id!r} has no terminal that could be resized")
+        with self._client._locked(self.id):
+            self._require_running()
+            self._client._engine.resize(self.id, INIT, width, height)
+
+    def pause(self, timeout: float | None = None) -> None:
+        """Freezes it; returns once the event of it has come and listeners were told (C20). *timeout* in seconds."""
+        self._change("pause", timeout)
+
+    def resume(self, timeout: float | None = None) -> None:
+        """Thaws it; returns once the event of it has come and listeners were told (C20). *timeout* in seconds."""
+        self._change("resume", timeout)
+
+    def _change(self, change: str, timeout: float | None) -> None:
+        """Sends under the lock, joins the waiters before it is let go of, and waits without it (C18)."""
+        waiter = Waiter()
+        with self._client._locked(self.id):
+            self._require_running()
+            self._client._watch(self)
+            self._waiting[change].append(waiter)
+            try:
+                (self._client._engine.pause if change == "pause" else self._client._engine.resume)(self.id)
+            except BaseException:
+                if waiter in self._waiting[change]:
+                    self._waiting[change].remove(waiter)
+                raise
+        if not waiter.woken.wait(timeout):
+            raise DeadlineError(f"container {self.id!r} did not {change} within {timeout:g} s")
+        if waiter.ended:
+            raise NotFoundError(f"container {self.id!r} ended before it could {change}")
+
+    def _wake(self, change: str) -> None:
+        """Wakes the oldest caller that waits for *change* (C11)."""
+        with self._client._locked(self.id):
+            if self._waiting[change]:
+                self._waiting[change].popleft().woken.set()
+
+    def _end_waits(self) -> None:
+        """An exit ends every wait for a pause or a resume, with an error (C11). Called under the lock."""
+        for waiters in self._waiting.values():
+            while waiters:
+                waiter = waiters.popleft()
+                waiter.ended = True
+                waiter.woken.set()
+
+    def clean(self, *, force: bool = False) -> None:
+        """Removes its directory, and all that the engine and the runtime hold of it (C2).
+
+        One that is gone already is success. With ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays.
+        A running container is refused with `InvalidArgumentError`; with *force* it is killed first, its end is waited
+        for, and its listeners hear of it.
+        """
+        client = self._client
+        with client._locked(self.id):
+            status = self.status
+            if status in ("running", "paused"):
+                if not force:
+                    raise InvalidArgumentError(
+                        f"container {self.id!r} is {status}: end it first, or clean it by force"
+                    )
+                client._engine.signal(self.id, INIT, _SIGKILL)
+                if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
+                    client._engine.resume(self.id)
+        if status in ("running", "paused"):
+            self.wait()
+        with client._locked(self.id):
+            client._remove(self)
+
+    def clean_process(self, name: str) -> None:
+        """Removes the three fifos of the process *name* and forgets it; an unknown name touches no file (C3).
+
+        The caller holds the container's lock.
+        """
+        process = self._processes.pop(name, None)
+        if process is not None:
+            process.clean()
+
+    # ---- what must hold ------------------------------------------------------------------------------------------
+
+    def _require_not_started(self) -> None:
+        if self._processes or self._exit is not None:
+            raise AlreadyExistsError(f"container {self.id!r} was started already: a container starts once")
+
+    def _require_started(self) -> None:
+        if self._client._engine.snapshot(self.id).status == "created":
+            raise InvalidArgumentError(f"container {self.id!r} was not started: start it first")
+
+    def _require_running(self) -> None:
+        """One that needs a running process is refused before the engine is asked (C20)."""
+        if self._exit is None and self._processes:
+            return
+        if self._exit is None:
+            status = self._client._engine.snapshot(self.id).status
+            if status in ("running", "paused"):
+                return
+            if status == "created":
+                self._require_started()
+        raise NotFoundError(f"container {self.id!r} is not running any more")
+
+    def _tell_close_stdin(self) -> None:
+        """Tells the engine that stdin is closed, without making the closer wait (C7)."""
+        self._client._lanes.submit(("stdin", self.id), self._close_stdin)
+
+    def _close_stdin(self) -> None:
+        try:
+            self._client._engine.close_stdin(self.id, INIT)
+        except NotFoundError:
+            pass  # it is gone already: that is success
+        except CtrdError as error:
+            log.warning("container %s could not be told that its stdin is closed: %s", self.id, error)
