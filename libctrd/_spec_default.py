@@ -1,0 +1,254 @@
+"""The default spec: what a container gets when its caller says no more than what to run and where.
+
+It is safe (no privilege can be gained, the host's own settings are masked or read-only, devices are denied but for the
+harmless ones) and useful (a terminal, shared memory and message queues work; root in the container can install
+packages). What it is not: a policy for any runtime in particular, or a seccomp profile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, Final
+
+from libctrd._spec_parse import User, parse_env, parse_size, parse_user
+from libctrd.errors import InvalidArgumentError
+
+OCI_VERSION: Final = "1.0.2"  # all that is used below is in it, and every runtime in the field takes it
+
+# What Docker and containerd give: enough to be root over the container's own files, users and ports.
+CAPABILITIES: Final = (
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+# Files and trees of /proc and /sys that tell of, or act on, the host. Those a kernel does not have are skipped by the
+# runtimes.
+MASKED_PATHS: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)
+READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CPU_PERIOD: Final = 100_000  # µs, the kernel's own default
+CPU_QUOTA_MIN: Final = 1_000  # µs, the least that the kernel takes
+
+_MAJOR_MINOR: Final = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
+
+
+def _mounts(rootless: bool) -> list[dict[str, Any]]:
+    """The file systems of the container. Without root on the host two differ, as ``runc spec --rootless`` has them:
+    group 5 (tty) is not mapped, and the kernel lets no one mount a fresh sysfs who does not own the network and sees
+    all of the one that is there."""
+    quiet = ["nosuid", "noexec", "nodev"]
+    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    if rootless:
+        sys = {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", *quiet, "ro"]}
+    else:
+        pts.append("gid=5")
+        sys = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, "ro"]}
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": list(quiet)},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": pts},
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": [*quiet, "mode=1777", "size=65536k"],
+        },
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": list(quiet)},
+        sys,
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": [*quiet, "relatime", "ro"],
+        },
+    ]
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The device cgroup: nothing, then making nodes (harmless in itself), then the nodes that every container has:
+    null, zero, full, random, urandom, tty, console, ptmx and the terminals of /dev/pts."""
+    rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
+    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
+    for major, minor in _MAJOR_MINOR:
+        rule = {"allow": True, "type": "c", "major": major, "access": "rwm"}
+        if minor is not None:
+            rule["minor"] = minor
+        rules.append(rule)
+    return rules
+
+
+def _resources(
+    rootless: bool, memory: int | str | None, cpus: float | None, pids_limit: int | None
+) -> dict[str, Any]:
+    resources: dict[str, Any] = {} if rootless else {"devices": _devices()}
+    if memory is not None:
+        limit = parse_size(memory)
+        if limit == 0:
+            raise InvalidArgumentError(
+                "memory 0 is not valid: give the bytes it may use, or None for no limit"
+            )
+        resources["memory"] = {"limit": limit}
+    if cpus is not None:
+        if not isinstance(cpus, (int, float)) or isinstance(cpus, bool) or not isfinite(cpus):
+            raise InvalidArgumentError(f"cpus {cpus!r} is not valid: give a number of processors, like 1.5")
+        quota = round(cpus * CPU_PERIOD)
+        if not CPU_QUOTA_MIN <= quota < 2**43:  # 2**43 µs: where the kernel's own arithmetic ends
+            raise InvalidArgumentError(
+                f"cpus {cpus!r} is not valid: it is at least {CPU_QUOTA_MIN / CPU_PERIOD}, or None for no limit"
+            )
+        resources["cpu"] = {"quota": quota, "period": CPU_PERIOD}
+    if pids_limit is not None:
+        if not isinstance(pids_limit, int) or isinstance(pids_limit, bool) or not 1 <= pids_limit < 2**63:
+            raise InvalidArgumentError(
+                f"pids_limit {pids_limit!r} is not valid: it is at least 1, or None for no limit"
+            )
+        resources["pids"] = {"limit": pids_limit}
+    return resources
+
+
+def _with_own(defaults: list[dict[str, Any]], own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """*defaults* with the caller's mounts after them; one of the caller's takes the place of a default one."""
+    if isinstance(own, (str, bytes, Mapping)) or not isinstance(own, Iterable):
+        raise InvalidArgumentError(
+            f"mounts is a list of mount objects, not {type(own).__name__} (see spec.parse_mount)"
+        )
+    mine = []
+    for number, mount in enumerate(own):
+        if not isinstance(mount, Mapping):
+            raise InvalidArgumentError(
+                f"mounts[{number}]: expected an object, got {type(mount).__name__} (see spec.parse_mount)"
+            )
+        mine.append(absolute_source(dict(mount), os.getcwd()))
+    taken = [mount.get("destination") for mount in mine]
+    return [mount for mount in defaults if mount["destination"] not in taken] + mine
+
+
+def absolute_source(mount: dict[str, Any], base: str) -> dict[str, Any]:
+    """*mount*, or a copy of it with its source below *base*, when it is a bind mount from a relative source."""
+    source, options = mount.get("source"), mount.get("options")
+    binds = mount.get("type") == "bind" or (
+        isinstance(options, (list, tuple)) and ("bind" in options or "rbind" in options)
+    )
+    if not binds or not isinstance(source, str) or not source or source.startswith("/"):
+        return mount
+    return {**mount, "source": os.path.normpath(os.path.join(base, source))}
+
+
+def default(
+    args: Sequence[str] = ("sh",),
+    rootfs: str | os.PathLike[str] = "rootfs",
+    *,
+    terminal: bool = False,
+    env: Mapping[str, str] | Iterable[str] | None = None,
+    cwd: str = "/",
+    user: User | None = None,
+    hostname: str | None = None,
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids_limit: int | None = None,
+    mounts: Iterable[Mapping[str, Any]] = (),
+    read_only: bool = False,
+    rootless: bool | None = None,
+) -> dict[str, Any]:
+    """A safe and useful spec that runs *args* in *rootfs*: a plain OCI 1.x dict, the caller's to change.
+
+    - *args*: the program and its arguments; *cwd*: its directory, absolute, in the container; *terminal*: it gets one.
+    - *rootfs*: the root file system, made absolute now; *read_only*: it cannot be written.
+    - *env*: a mapping or ``NAME=value`` texts, over the default ``PATH`` (and ``TERM``, with a terminal).
+    - *user*: ``"UID[:GID]"``, a uid or ``(uid, gid[, additional gids])``; root when not given.
+    - *hostname*: the host's own when not given.
+    - *memory*: the most it may use, in bytes or like ``"64m"``; *cpus*: processors' worth of time, like ``1.5``;
+      *pids_limit*: the most processes. ``None`` is no limit.
+    - *mounts*: further OCI mounts (`parse_mount` makes one from a text); one at a default's place replaces it, and a
+      relative source of a bind mount is made absolute now.
+    - *rootless*: for a caller without root, with a user namespace that maps the caller to root and nobody else;
+      found out from the effective uid when ``None``.
+
+    It has fresh namespaces (pid, network with a loopback device only, ipc, uts, mount), the capabilities that Docker
+    gives, no way to gain more, no rlimits of its own (raising one needs a privilege that the caller may lack) and no
+    cgroup path: the engine sets that for each container. `InvalidArgumentError` when an argument cannot be.
+    Source: OCI runtime specification 1.0.2 (config.md, config-linux.md).
+    """
+    from libctrd._spec_check import validate  # loaded when first needed: it is the costlier half
+
+    if rootless is None:
+        rootless = os.geteuid() != 0
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        raise InvalidArgumentError(f"args is a list of the program and its arguments, like [{args!r}]")
+    variables = {"PATH": PATH, **({"TERM": "xterm"} if terminal else {})}
+    if env is not None:
+        variables.update(parse_env(env))
+    try:
+        root = os.path.abspath(os.fspath(rootfs))
+    except TypeError as error:
+        raise InvalidArgumentError(f"rootfs is a path, not {type(rootfs).__name__}") from error
+    who = parse_user(0 if user is None else user)
+    if rootless and (who["uid"], who["gid"], who.get("additionalGids") or []) != (0, 0, []):
+        raise InvalidArgumentError(
+            f"user {user!r} cannot be had without root on the host: only root is mapped then"
+        )
+    kinds = ["pid", "network", "ipc", "uts", "mount"] + (["user"] if rootless else [])
+    linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
+    if rootless:
+        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+    resources = _resources(rootless, memory, cpus, pids_limit)
+    if resources:
+        linux["resources"] = resources
+    linux["maskedPaths"] = list(MASKED_PATHS)
+    linux["readonlyPaths"] = list(READONLY_PATHS)
+    spec: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "process": {
+            "terminal": terminal,
+            "user": who,
+            "args": list(args),
+            "env": [f"{name}={value}" for name, value in variables.items()],
+            "cwd": cwd,
+            "capabilities": {
+                "bounding": list(CAPABILITIES),
+                "effective": list(CAPABILITIES),
+                "permitted": list(CAPABILITIES),
+                "inheritable": [],
+                "ambient": [],
+            },
+            "noNewPrivileges": True,
+        },
+        "root": {"path": root, "readonly": read_only},
+        "mounts": _with_own(_mounts(rootless), mounts),
+        "linux": linux,
+    }
+    if hostname is not None:
+        spec["hostname"] = hostname
+    validate(spec)
+    return spec

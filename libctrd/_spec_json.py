@@ -1,0 +1,174 @@
+"""Specs as JSON: what JSON can hold, where a document holds something else, and the one encoding of a start (C5).
+
+What it is not: it knows no field of a spec.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from libctrd.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import msgspec
+
+MAX_DEPTH: Final = 64  # no spec comes near; a cycle ends here
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_NAMES: Final[dict[type, str]] = {
+    dict: "object",
+    list: "array",
+    tuple: "array",
+    bool: "bool",
+    type(None): "null",
+}
+_ATOMS: Final = frozenset((str, int, bool, float, type(None)))
+
+
+def kind(value: object) -> str:
+    """What *value* is called in a fault: the name of its JSON type, else of its Python type."""
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def member(path: str, key: object) -> str:
+    """The path of *key* of the object at *path* (the document itself is ``""``)."""
+    if not isinstance(key, str) or not _PLAIN_KEY.match(key):
+        return f"{path}[{key!a}]"
+    return f"{path}.{key}" if path else key
+
+
+def fault(path: str, problem: str) -> str:
+    """One line that says what is wrong where."""
+    return f"{path or 'spec'}: {problem}"
+
+
+def is_clean(document: object) -> bool:
+    """Whether *document* is nothing but JSON values, with text that an operating system takes (no NUL, no surrogate).
+
+    A quick look without a reason; `json_faults` gives the reasons. Its cost is what matters: it sees every value.
+    """
+    texts: list[str] = []
+    floats: list[float] = []
+    pending: list[Any] = [document]
+    depth = 0
+    while pending:  # one turn for each level of the document
+        depth += 1
+        if depth > MAX_DEPTH:
+            return False
+        below: list[Any] = []
+        for value in pending:
+            if type(value) is dict:
+                texts.extend(value)
+                inside = list(value.values())
+            elif type(value) in (list, tuple):
+                inside = value
+            else:
+                inside = [value]
+            kinds = set(map(type, inside))
+            if kinds <= {str}:
+                texts.extend(inside)
+                continue
+            for item in inside:
+                cls = type(item)
+                if cls is str:
+                    texts.append(item)
+                elif cls is float:
+                    floats.append(item)
+                elif cls not in _ATOMS:
+                    if cls not in _NAMES:
+                        return False
+                    below.append(item)
+        pending = below
+    try:
+        joined = "".join(texts)  # fails for a key that is not text
+        joined.encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return "\0" not in joined and all(map(isfinite, floats))
+
+
+def json_faults(document: object, *, strict: bool) -> list[str]:
+    """Every place where *document* holds what JSON cannot hold; *strict*: or text that no operating system takes."""
+    faults: list[str] = []
+    pending: list[tuple[str, Any, tuple[int, ...]]] = [("", document, ())]
+    while pending:
+        path, value, above = pending.pop()
+        if isinstance(value, (dict, list, tuple)):
+            if id(value) in above:
+                faults.append(fault(path, "holds itself"))
+                continue
+            if len(above) >= MAX_DEPTH:
+                faults.append(fault(path, f"nested more than {MAX_DEPTH} deep"))
+                continue
+            inner = (*above, id(value))
+            if isinstance(value, dict):
+                for key in value:
+                    _text_fault(member(path, key), key, "its name", faults, strict) if isinstance(
+                        key, str
+                    ) else faults.append(fault(member(path, key), f"its name must be str, got {kind(key)}"))
+                items = [(member(path, key), item, inner) for key, item in value.items()]
+            else:
+                items = [(f"{path}[{number}]", item, inner) for number, item in enumerate(value)]
+            pending.extend(reversed(items))
+        elif isinstance(value, str):
+            _text_fault(path, value, "its text", faults, strict)
+        elif isinstance(value, float):
+            if not isfinite(value):
+                faults.append(fault(path, f"{value} is not a JSON number"))
+        elif type(value) not in _ATOMS:
+            faults.append(fault(path, f"JSON cannot hold a {type(value).__name__}"))
+    return faults
+
+
+def _text_fault(path: str, text: str, what: str, faults: list[str], strict: bool) -> None:
+    if strict and "\0" in text:
+        faults.append(fault(path, f"{what} holds a NUL byte"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        faults.append(fault(path, f"{what} is not Unicode (it holds a lone surrogate)"))
+
+
+@cache
+def _encoder() -> msgspec.json.Encoder:
+    import msgspec  # when first needed: a caller that never starts a container does not pay for it
+
+    return msgspec.json.Encoder()
+
+
+def encode(spec: dict[str, Any]) -> bytes:
+    """*spec* as JSON in UTF-8, ready to be written as ``config.json``: the one encoding of a start (C5).
+
+    `InvalidArgumentError` when it is no dict or holds what JSON cannot hold, by its path: an object of a class, a
+    number that is not finite, a lone surrogate, itself. A NUL in a text is escaped (`validate` is who refuses it).
+    """
+    if not isinstance(spec, dict):
+        raise InvalidArgumentError(f"a spec is a dict, not {type(spec).__name__}")
+    try:
+        text = _encoder().encode(spec)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _unfit(spec) from error
+    # The encoder writes null for a number that is not finite, and a spec hardly ever holds a null of its own.
+    if (
+        b"null" in text
+        and any(null in text for null in (b":null", b",null", b"[null"))
+        and not is_clean(spec)
+    ):
+        found = json_faults(spec, strict=False)
+        if found:
+            raise _unfit(spec)
+    return text
+
+
+def _unfit(spec: dict[str, Any]) -> InvalidArgumentError:
+    found = tuple(json_faults(spec, strict=False)) or ("spec: it cannot be written as JSON",)
+    return InvalidArgumentError(f"the spec cannot be written as JSON: {summary(found)}", faults=found)
+
+
+def summary(faults: tuple[str, ...]) -> str:
+    """The first few of *faults* and how many there are more."""
+    shown = "; ".join(faults[:3])
+    return shown if len(faults) <= 3 else f"{shown}; and {len(faults) - 3} more"
