@@ -1,4 +1,4 @@
-"""Types of the cffi module that tools/build_proc.py builds. Pointers and arrays are cffi's, which has no types."""
+"""Types of the cffi module that tools/build_proc.py builds; cffi's pointers and arrays have none."""
 
 from typing import Any
 

@@ -86,6 +86,8 @@ _FAMILY: Final[dict[int, type[CtrdError]]] = {
     _errno.ENAMETOOLONG: InvalidArgumentError,
     _errno.ELOOP: InvalidArgumentError,
     _errno.EISDIR: InvalidArgumentError,
+    _errno.E2BIG: InvalidArgumentError,
+    _errno.ENOEXEC: InvalidArgumentError,
     _errno.EBADF: ClosedError,
     _errno.ENOSYS: UnsupportedError,
     _errno.EOPNOTSUPP: UnsupportedError,

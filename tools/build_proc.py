@@ -1,9 +1,9 @@
-"""The build of ``libctrd._proc``, the C behind `libctrd.proc`: cffi in API mode, the whole source in this file.
+"""The build of ``libctrd._proc``, the C behind `libctrd.proc`: cffi in API mode, with its whole source.
 
-It holds what Python's own modules do not give on every build of it: pidfds, two ``prctl`` settings, and a ``posix_spawn``
-whose child has an exact set of descriptors. Newer system calls go through ``syscall(2)`` and newer functions of the C
-library through ``dlsym``, so that one binary serves every glibc from 2.17 on; what is Linux-only answers ``ENOSYS``
-elsewhere. It decides nothing: arguments are checked and errors are worded in `libctrd.proc`.
+It holds what not every build of Python has: pidfds, two ``prctl`` settings, and a ``posix_spawn`` whose child
+has an exact set of descriptors. Newer system calls go through ``syscall(2)`` and newer functions of the C
+library through ``dlsym``, so that one binary serves every glibc from 2.17 on; what is Linux-only answers
+``ENOSYS`` elsewhere. It decides nothing: arguments are checked and errors are worded in Python.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ int ctrd_set_pdeathsig(int sig);
 int ctrd_get_pdeathsig(int *sig);
 """
 
-# Every function returns 0 or an errno (ctrd_pidfd_open: a descriptor or a negative errno). cffi lets go of the GIL for
-# the length of each call.
+# Every function returns 0 or an errno, ctrd_pidfd_open a descriptor or a negative errno. cffi lets go of the
+# GIL for the length of each call.
 SOURCE = r"""
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -57,7 +57,7 @@ SOURCE = r"""
 /* Which step failed, for the words of the error; "which" is the parent's descriptor for STAGE_DUP. */
 enum { STAGE_NULL = 1, STAGE_DUP, STAGE_LIST, STAGE_SESSION, STAGE_PREPARE, STAGE_SPAWN };
 
-/* Up to here each free number below the highest target is closed unseen; a larger map looks at what is open. */
+/* Below this each number between the targets is closed unseen; past it a look at what is open is cheaper. */
 enum { DENSE = 1024 };
 
 #ifdef __linux__
@@ -100,7 +100,8 @@ static int is_target(int fd, const int *child, int count)
 }
 
 /* Adds a close for each descriptor open now that is no target, up to and with "last". */
-static int close_listed(posix_spawn_file_actions_t *actions, const int *child, int count, int last, int *stage)
+static int close_listed(posix_spawn_file_actions_t *actions, const int *child, int count, int last,
+                        int *stage)
 {
     DIR *list = opendir("/proc/self/fd");
     struct dirent *entry;
@@ -111,9 +112,10 @@ static int close_listed(posix_spawn_file_actions_t *actions, const int *child, i
     while (!error && (errno = 0, entry = readdir(list)) != NULL) {
         char *end;
         long fd = strtol(entry->d_name, &end, 10);
-        if (*end || end == entry->d_name || fd > last || fd == dirfd(list) || is_target((int)fd, child, count))
+        if (*end || end == entry->d_name || fd > last || fd == dirfd(list))
             continue;
-        error = posix_spawn_file_actions_addclose(actions, (int)fd);
+        if (!is_target((int)fd, child, count))
+            error = posix_spawn_file_actions_addclose(actions, (int)fd);
     }
     if (!error)
         error = errno;
@@ -121,8 +123,8 @@ static int close_listed(posix_spawn_file_actions_t *actions, const int *child, i
     return error;
 }
 
-/* "child" is sorted and holds at least 0, 1 and 2; "held" are our duplicates, all above the highest target, so that no
-   dup2 writes over a descriptor that a later one reads. */
+/* "child" is sorted and holds at least 0, 1 and 2; "held" are our duplicates, all above the highest target,
+   so that no dup2 writes over a descriptor that a later one reads. */
 static int add_actions(posix_spawn_file_actions_t *actions, const int *child, const int *held, int count,
                        closefrom_fn closefrom, int *stage)
 {
@@ -142,7 +144,7 @@ static int add_actions(posix_spawn_file_actions_t *actions, const int *child, co
     return error;
 }
 
-/* No signal blocked and each at its default: Python ignores SIGPIPE, and an ignored signal would outlive the exec. */
+/* None blocked and each at its default: Python ignores SIGPIPE, and an ignored signal outlives the exec. */
 static int add_attributes(posix_spawnattr_t *attributes, int new_session, int *stage)
 {
     short flags = POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF;
@@ -178,6 +180,7 @@ static int hold(const int *child, const int *parent, int count, int *held, int *
             *stage = STAGE_NULL;
             if (null < 0 && (null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
                 return errno;
+            *stage = STAGE_DUP;
             fd = null;
         }
         held[i] = fcntl(fd, F_DUPFD_CLOEXEC, above);
@@ -189,12 +192,13 @@ static int hold(const int *child, const int *parent, int count, int *held, int *
     return error;
 }
 
-static int ctrd_spawn(const char *path, char **argv, char **envp, const int *child, const int *parent, int count,
-                      int new_session, int use_closefrom, int *pid, int *stage, int *which)
+static int ctrd_spawn(const char *path, char **argv, char **envp, const int *child, const int *parent,
+                      int count, int new_session, int use_closefrom, int *pid, int *stage, int *which)
 {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     pid_t made = 0;
+    closefrom_fn closefrom = use_closefrom ? find_closefrom() : NULL;
     int error, *held = malloc(sizeof *held * (size_t)count);
     *stage = STAGE_PREPARE;
     if (held == NULL)
@@ -207,10 +211,11 @@ static int ctrd_spawn(const char *path, char **argv, char **envp, const int *chi
         goto destroy_actions;
     if (!(error = add_attributes(&attributes, new_session, stage)) &&
         !(error = hold(child, parent, count, held, stage, which)) &&
-        !(error = add_actions(&actions, child, held, count, use_closefrom ? find_closefrom() : NULL, stage))) {
+        !(error = add_actions(&actions, child, held, count, closefrom, stage))) {
         *stage = STAGE_SPAWN;
-        /* Not always the "p" one: with a path that has a slash some systems' hands a file without #! to sh. */
-        error = (strchr(path, '/') ? posix_spawn : posix_spawnp)(&made, path, &actions, &attributes, argv, envp);
+        /* Not always the "p" one: that of some systems hands a file without #! to sh. */
+        error = strchr(path, '/') ? posix_spawn(&made, path, &actions, &attributes, argv, envp)
+                                  : posix_spawnp(&made, path, &actions, &attributes, argv, envp);
     }
     *pid = (int)made;
     for (int i = 0; i < count; i++)
@@ -259,16 +264,23 @@ static int ctrd_pidfd_reap(int pidfd, int *pid, int *code, int *status)
 #endif
 
 #ifdef __linux__
-static int ctrd_set_subreaper(int on) { return prctl(PR_SET_CHILD_SUBREAPER, (long)on, 0L, 0L, 0L) ? errno : 0; }
-static int ctrd_get_subreaper(int *on) { return prctl(PR_GET_CHILD_SUBREAPER, on, 0L, 0L, 0L) ? errno : 0; }
-static int ctrd_set_pdeathsig(int sig) { return prctl(PR_SET_PDEATHSIG, (long)sig, 0L, 0L, 0L) ? errno : 0; }
-static int ctrd_get_pdeathsig(int *sig) { return prctl(PR_GET_PDEATHSIG, sig, 0L, 0L, 0L) ? errno : 0; }
+static int setting(int option, unsigned long value)
+{
+    return prctl(option, value, 0UL, 0UL, 0UL) < 0 ? errno : 0;
+}
 #else
-static int ctrd_set_subreaper(int on) { (void)on; return ENOSYS; }
-static int ctrd_get_subreaper(int *on) { (void)on; return ENOSYS; }
-static int ctrd_set_pdeathsig(int sig) { (void)sig; return ENOSYS; }
-static int ctrd_get_pdeathsig(int *sig) { (void)sig; return ENOSYS; }
+enum { PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, PR_GET_PDEATHSIG };
+static int setting(int option, unsigned long value)
+{
+    (void)option; (void)value;
+    return ENOSYS;
+}
 #endif
+
+static int ctrd_set_subreaper(int on) { return setting(PR_SET_CHILD_SUBREAPER, (unsigned long)on); }
+static int ctrd_get_subreaper(int *on) { return setting(PR_GET_CHILD_SUBREAPER, (unsigned long)on); }
+static int ctrd_set_pdeathsig(int sig) { return setting(PR_SET_PDEATHSIG, (unsigned long)sig); }
+static int ctrd_get_pdeathsig(int *sig) { return setting(PR_GET_PDEATHSIG, (unsigned long)sig); }
 """
 
 ffi = FFI()

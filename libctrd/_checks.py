@@ -1,0 +1,70 @@
+"""How the process helpers check what they are given and word what the system answers.
+
+Private to `libctrd.proc` and the modules behind it. Everything here raises an error of the family or nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from libctrd.errors import InvalidArgumentError, UnsupportedError, from_errno
+
+INT_MAX = 2**31 - 1
+_LINUX = os.uname().sysname == "Linux"
+
+
+def pid_of(value: int) -> int:
+    """*value* when it can be the id of one process; 0 and below would mean process groups, or everybody."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= INT_MAX:
+        raise InvalidArgumentError(f"{short(value)} is no process id: use an int from 1 on")
+    return value
+
+
+def fd_of(value: int) -> int:
+    """*value* when it can be a descriptor."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < INT_MAX:
+        raise InvalidArgumentError(f"{short(value)} is no descriptor: use an int from 0 on")
+    return value
+
+
+def bytes_of(value: str | os.PathLike[str], what: str) -> bytes:
+    """*value* as a C string can hold it; *what* is the word for it in the error."""
+    try:
+        text = os.fsencode(value)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise InvalidArgumentError(f"{what} is {short(value)}: use a str or a path") from error
+    if b"\0" in text:
+        raise InvalidArgumentError(f"{what} is {short(value)}: it may not have a NUL in it")
+    return text
+
+
+def short(value: object) -> str:
+    """*value* for an error, 60 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def system() -> str:
+    """The name and release of the system, for an error that says what it cannot do (C27)."""
+    name = os.uname()
+    return f"{name.sysname} {name.release}"
+
+
+def needs_linux(function: str) -> None:
+    """Raises `UnsupportedError` with both names on any other system (C27)."""
+    if not _LINUX:
+        raise UnsupportedError(f"{function} needs Linux; this system is {system()}")
+
+
+def advice(error: int | None, since: str = "") -> str:
+    """What to add for an errno of a call on a process that Linux has since *since*; empty: the usual."""
+    if error == errno.ESRCH:
+        return "it has ended"
+    return f"needs Linux {since}; this system is {system()}" if error == errno.ENOSYS and since else ""
+
+
+def check(error: int, tried: str, since: str = "") -> None:
+    """Raises the error of the family for an errno that is not 0."""
+    if error:
+        raise from_errno(error, tried, advice(error, since))
