@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from libctrd import reactor
-from libctrd.client import Client
 from libctrd.errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from libctrd.client import Client
 
 
 def default_state_dir() -> str:
@@ -39,6 +41,8 @@ def connect(address: str | None = None, *, runtime: str | None = None) -> Client
         raise UnsupportedError(f"this version of libctrd speaks to no engine at {address!r}: it knows local: and local:/DIR")
     if rest and not rest.startswith("/"):
         raise InvalidArgumentError(f"the state directory in the address {address!r} is not absolute: say local:/DIR")
+    from libctrd import reactor
+    from libctrd.client import Client  # above the engines' Protocol in this package: hence not at the top
     from libctrd.engine.local import LocalEngine
 
     engine = LocalEngine(rest or default_state_dir(), reactor.shared(), runtime)

@@ -47,11 +47,12 @@ class LocalEngine:
         self._default_runtime = runtime
         self._mark = hashlib.sha256(self.root.encode()).hexdigest()[:8]
         self._sink: Sink = lambda event: None
-        # Guards the two tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
+        # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
         self._lock = threading.Lock()
         self._shims: dict[str, shim.Shim] = {}
         self._watches: dict[str, socket.socket] = {}
+        self._told: set[socket.socket] = set()  # those on which an exit was told: their end tells nothing more
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -227,23 +228,20 @@ class LocalEngine:
         except OSError:
             packet = b""  # reset: the shim was killed
         if not packet:
-            if self._take(id, peer):
+            if not self._take(id, peer):
                 self._shim_gone(id)
             return
         word, _, rest = packet.decode().partition(" ")
         if word == "exit":
             code, oom, seconds, nanoseconds = (int(number) for number in rest.split())
-            status = shim.exit_status(code, bool(oom), seconds, nanoseconds)
             with self._lock:
-                foreign = self._watches.get(id) is peer
-            if foreign:
-                self._take(id, peer)
-            self._sink(Event(id, "exit", INIT, status))
+                self._told.add(peer)
+            self._sink(Event(id, "exit", INIT, shim.exit_status(code, bool(oom), seconds, nanoseconds)))
         elif word in ("pause", "resume", "oom"):
             self._sink(Event(id, word))  # type: ignore[arg-type]
 
     def _take(self, id: str, peer: socket.socket) -> bool:
-        """Takes *peer* out of its table and lets go of it. False when `close` has done so."""
+        """Takes *peer* out of its table and lets go of it. True when the exit was told on it, or nobody wants to know."""
         with self._lock:
             starter = self._shims.get(id)
             if starter is not None and starter.socket is peer:
@@ -252,13 +250,15 @@ class LocalEngine:
                 del self._watches[id]
                 starter = None
             else:
-                return False
+                return True  # `close` was quicker
+            told = peer in self._told
+            self._told.discard(peer)
             self._reactor.unwatch(peer.fileno())
         if starter is not None:
             starter.ended()
         else:
             peer.close()
-        return True
+        return told
 
     def _shim_gone(self, id: str) -> None:
         """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end."""
