@@ -45,7 +45,6 @@ class LocalEngine:
         self.address = f"local:{self.root}"
         self._reactor = reactor
         self._default_runtime = runtime
-        self._mark = hashlib.sha256(self.root.encode()).hexdigest()[:8]
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -89,7 +88,9 @@ class LocalEngine:
             with open(path, "rb") as file:
                 return msgspec.json.decode(file.read(), type=Record)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are") from error
+            raise NotFoundError(
+                f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"
+            ) from error
         except OSError as error:
             raise from_os_error(error, f"read the record of container {id!r}, {path!r}") from error
         except msgspec.MsgspecError as error:
@@ -134,7 +135,7 @@ class LocalEngine:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
-            path = f"/ctrd-{self._mark}-{id}"
+            path = f"/ctrd-{mark(self.root)}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
         chosen = runtimes.find(runtime or self._default_runtime)
         record = Record(
@@ -175,6 +176,7 @@ class LocalEngine:
                 "d": request.unattended == "discard",
                 "k": not record.own_pid_namespace,
                 "p": request.no_pivot_root,
+                "r": request.auto_remove,
             }.items()
             if wanted
         )
@@ -345,6 +347,11 @@ class LocalEngine:
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()
+
+
+def mark(root: str) -> str:
+    """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
+    return hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
 
 
 def _unified() -> bool:
