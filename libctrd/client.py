@@ -44,7 +44,7 @@ class Client:
         self._root = root
         self._containers: dict[str, Container] = {}
         self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}  # type: ignore[valid-type]
+        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}
         self._listeners: list[Listener] = []
         self._streams: list[EventStream] = []
         self._lanes = Lanes("ctrd-lane")
@@ -167,7 +167,7 @@ class Client:
             return self._containers.get(id)
 
     def _remove(self, container: Container) -> None:
-        """Frees a container that has ended or never started, and removes its directories. Called under its lock (C2)."""
+        """Frees a container that ended or never started, and removes its directories (C2). Called under its lock."""
         id, path = container.id, os.path.join(self._root, container.id)
         try:
             claim = directory.lock(path, wait=True)

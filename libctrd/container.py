@@ -137,7 +137,7 @@ class Container:
     def stdin(self) -> Stdin | None:
         """Its standard input when it was started with `PIPE`, to be written and closed."""
         pipe = self._pipe()
-        return pipe.stdin if pipe is not None else None  # type: ignore[return-value]
+        return pipe.stdin if pipe is not None else None
 
     @property
     def stdout(self) -> Fifo | io.BytesIO | None:
@@ -235,7 +235,7 @@ class Container:
                 client._remove(self)
             else:
                 client._containers.pop(self.id, None)
-            if said:
+            if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
         self._owned = any(choice is not DETACHED for choice in init.streams.chosen)

@@ -68,7 +68,7 @@ def for_root(root: str, uid: int, gid: int) -> str:
 
 
 def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
-    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError`, or as open(2)."""
+    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError` and others."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:

@@ -94,7 +94,7 @@ class Stdio:
 def _stream(given: Stream, name: str) -> Choice | int:
     if isinstance(given, Choice):
         return given
-    if isinstance(given, int) and not isinstance(given, bool):
+    if isinstance(given, int):
         return given
     try:
         return given.fileno()

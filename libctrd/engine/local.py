@@ -105,12 +105,12 @@ class LocalEngine:
             return Snapshot("stopped", exit=status)
         try:
             with shim.connection(where) as peer:
-                _, state, pid = shim.ask(peer, where, "watch").split()
+                _, state, number = shim.ask(peer, where, "watch").split()
                 if state == "starting":
                     return Snapshot("created")
                 if state == "stopped":
                     return Snapshot("stopped", exit=shim.read_exit(where))
-                return Snapshot("paused" if state == "paused" else "running", int(pid))
+                return Snapshot("paused" if state == "paused" else "running", int(number))
         except NotFoundError:
             pass
         status = shim.read_exit(where)  # it may have ended between the two looks
@@ -131,7 +131,7 @@ class LocalEngine:
     def plan(
         self, id: str, bundle: str, spec: Spec, runtime: str | None, runtime_args: tuple[str, ...]
     ) -> tuple[Record, Spec]:
-        """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids elsewhere never meet."""
+        """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids never meet."""
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
@@ -243,7 +243,7 @@ class LocalEngine:
             self._sink(Event(id, word))  # type: ignore[arg-type]
 
     def _take(self, id: str, peer: socket.socket) -> bool:
-        """Takes *peer* out of its table and lets go of it. True when the exit was told on it, or nobody wants to know."""
+        """Takes *peer* out of its table and lets go of it. True when its end tells nothing more."""
         with self._lock:
             starter = self._shims.get(id)
             if starter is not None and starter.socket is peer:
@@ -366,7 +366,7 @@ def _memory_cgroup(path: str | None) -> str:
 
 
 def _is_of(pid: int, record: Record) -> bool:
-    """Does *pid* still name a process of that container? By its cgroup, which a stranger with a reused pid is not in."""
+    """Does *pid* still name a process of that container? By its cgroup: a stranger with that pid is not in it."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             cgroups = file.read()
