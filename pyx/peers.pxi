@@ -148,17 +148,20 @@ cdef void peer_dispatch() noexcept nogil:
 
 
 def _before_fork():
+    pthread_mutex_lock(&moment_lock)  # nobody else holds both, nor waits for the GIL with one
     pthread_mutex_lock(&hub_lock)     # so that the child finds the table whole
 
 
 def _after_fork_in_parent():
     pthread_mutex_unlock(&hub_lock)
+    pthread_mutex_unlock(&moment_lock)
 
 
 def _after_fork_in_child():
     """The child starts clean: the parent's events, eventfds and waiting threads are none of its business."""
     global hub_fd, watches, buckets, hub_size, hub_free, process_generation
     pthread_mutex_init(&hub_lock, NULL)
+    pthread_mutex_init(&moment_lock, NULL)
     if hub_fd >= 0:
         c_close(hub_fd)
     free(watches)
