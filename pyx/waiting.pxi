@@ -130,16 +130,21 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except
                 polled[2].fd = peer_fd()
                 there = writer_connected(fd) if fifo._access == O_WRONLY else has_writer(fd)
                 hurry = hurry or token < 0 or there < 0
-            if there <= 0:
+            while there <= 0:
                 if until >= 0:
                     left = max(until - monotonic(), <int64_t>0)
                 if hurry and (left < 0 or left > RETRY):
                     left = RETRY
+                polled[0].revents = polled[1].revents = polled[2].revents = 0
                 ppoll(polled, 3, left, &before)
-                if polled[2].revents:
-                    peer_dispatch()
-                if token >= 0 and fifo._access == O_WRONLY and writer_connected(fd):
-                    settled(fd)      # if not, the caller will see so
+                if not polled[2].revents:
+                    break
+                peer_dispatch()
+                if polled[0].revents or polled[1].revents:
+                    break
+                # Events for others only, or for us: then our eventfd is readable now, and the next poll returns at once.
+            if token >= 0 and fifo._access == O_WRONLY and writer_connected(fd):
+                settled(fd)      # if not, the caller will see so
             if token >= 0:
                 peer_unwatch(token)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
