@@ -180,11 +180,13 @@ def test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped() -> None:
 
 def test_a_child_that_the_system_reaped_is_no_error() -> None:
     run_python("""
-        import signal
+        import os, signal
         from libctrd import proc
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        pid = proc.spawn(["true"])
+        reader, writer = os.pipe()
+        pid = proc.spawn(["cat"], fds={0: reader})
         pidfd = proc.pidfd_open(pid)
+        os.close(writer)
         assert proc.reap(pid) is None
         assert proc.wait_pidfd(pidfd, 10) is None
     """)
