@@ -350,6 +350,17 @@ def test_the_parent_death_signal_comes_when_the_parent_ends() -> None:
     assert out == "True\nNone\n"
 
 
+def test_importing_the_process_helpers_loads_nothing_heavy() -> None:
+    out = run_python("""
+        import sys, libctrd
+        before = set(sys.modules)
+        import libctrd.proc
+        print(*sorted(set(sys.modules) - before))
+    """)
+    assert "libctrd.proc" in out.split()
+    assert not {"asyncio", "ctypes", "dataclasses", "inspect", "signal", "subprocess"} & set(out.split())
+
+
 def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # C27
