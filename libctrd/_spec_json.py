@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import cache
-from itertools import chain
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +31,6 @@ _NAMES: Final[dict[type, str]] = {
     type(None): "null",
 }
 _ATOMS: Final = frozenset((str, int, bool, float, type(None)))
-_JSON: Final = _ATOMS | {dict, list, tuple}
 
 
 def kind(value: object) -> str:
@@ -64,22 +62,24 @@ def is_clean(document: object) -> bool:
     level: list[Any] = [document]
     depth = 0
     while level:
-        kinds = set(map(type, level))
-        if not kinds <= _JSON:
-            return False
-        if str in kinds:
-            texts += level if len(kinds) == 1 else [value for value in level if type(value) is str]
-        if float in kinds:
-            floats += [value for value in level if type(value) is float]
-        if kinds <= _ATOMS:
-            break
+        below: list[Any] = []
+        for value in level:
+            cls = type(value)
+            if cls is dict:
+                texts.extend(value)
+                below.extend(value.values())
+            elif cls is str:
+                texts.append(value)
+            elif cls is list or cls is tuple:
+                below.extend(value)
+            elif cls is float:
+                floats.append(value)
+            elif cls not in _ATOMS:
+                return False
         depth += 1
-        if depth > MAX_DEPTH or len(level) > MAX_WIDTH:
+        if depth > MAX_DEPTH or len(below) > MAX_WIDTH:
             return False
-        objects = [value for value in level if type(value) is dict]
-        arrays = [value for value in level if type(value) is list or type(value) is tuple]
-        texts.extend(chain.from_iterable(objects))
-        level = list(chain(chain.from_iterable(map(dict.values, objects)), chain.from_iterable(arrays)))
+        level = below
     try:
         joined = "".join(texts)  # fails for a key that is not text
         joined.encode()

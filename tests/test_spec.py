@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from spec_documents import FULL, JSON_LIKE, OBJECTS, PLAIN_JSON, put
 
 from libctrd import spec
-from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError
+from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError, UnavailableError
 
 # The default spec
 
@@ -210,6 +211,17 @@ def test_load_refuses_what_is_no_file_and_never_waits_for_it(tmp_path: Path) -> 
         spec.load(tmp_path / "sub")
     with pytest.raises(InvalidArgumentError, match="NUL"):
         spec.load("a\0b")
+
+
+def test_load_says_when_it_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # C4
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "no")  # root may read all, so the refusal is ours
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UnavailableError, match=r"config\.json.*Permission denied.*owner and mode") as caught:
+        spec.load(tmp_path)
+    assert isinstance(caught.value.__cause__, PermissionError)
 
 
 def test_load_says_when_a_link_leads_nowhere_or_in_a_circle(tmp_path: Path) -> None:  # C4
