@@ -205,8 +205,13 @@ class LocalEngine:
         """See `Engine.watch`."""
         where = self._directory(id)
         with self._lock:
-            if id in self._shims or id in self._watches:
+            starter = self._shims.get(id)
+            told = starter is not None and starter.socket in self._told
+            if (starter is not None and not told) or id in self._watches:
                 return
+        if told:
+            self._shim_gone(id)  # to whoever asks now it was not told
+            return
         try:
             peer = shim.connect(where)
         except NotFoundError:
