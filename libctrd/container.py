@@ -26,7 +26,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
-from libctrd.stdio import DETACHED, PIPE, IOPipe
+from libctrd.stdio import PIPE, IOPipe
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -187,11 +187,6 @@ class Container:
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
             log = os.path.abspath(log)
-        if auto_remove and (stdio is not DETACHED or unattended == "hold"):
-            raise InvalidArgumentError(
-                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
-                "otherwise a client cleans, or output would be lost that is held for one"
-            )
         client = self._client
         with client._locked(self.id):
             init = self._launch(
@@ -220,6 +215,11 @@ class Container:
         client = self._client
         self._require_not_started()
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
+        if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
+            raise InvalidArgumentError(
+                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
+                "otherwise a client cleans, or output would be lost that is held for one"
+            )
         try:
             init.open()
             self._processes[INIT] = init
@@ -238,7 +238,7 @@ class Container:
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
-        self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
+        self._owned = not init.streams.left_to_others
         init.started(pid)
         return init
 

@@ -47,7 +47,8 @@ INHERIT = Choice.INHERIT
 NULL = Choice.NULL
 """No stream: ``/dev/null`` in the container."""
 DETACHED = Choice.DETACHED
-"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told."""
+"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
+container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
 
 
 class HasFileno(Protocol):
@@ -261,6 +262,8 @@ class Streams:
                 f"stdio={stdio!r} is not known: give PIPE, INHERIT, NULL, a Stdio(...) or a function of an IOPipe"
             )
         self.chosen: tuple[Choice | int, ...] = chosen
+        self.left_to_others = DETACHED in chosen and all(choice in (NULL, DETACHED) for choice in chosen)
+        """This process holds no stream, and others may: so it does not clean after the end either."""
         self.terminal = terminal
         if terminal and chosen[1] is NULL:  # a terminal's output must go somewhere
             self.chosen = (chosen[0], DETACHED, DETACHED)
@@ -275,11 +278,6 @@ class Streams:
             name for name, choice in zip(("stdin", "stdout", "stderr"), self.chosen, strict=True) if choice is not NULL
         ]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
-
-    @property
-    def unattended(self) -> bool:
-        """True when no stream is held by this process."""
-        return all(choice in (NULL, DETACHED) for choice in self.chosen)
 
     def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
