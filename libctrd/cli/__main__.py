@@ -1,0 +1,10 @@
+"""``python -m libctrd.cli``: the same as ``ctrd``."""
+
+from __future__ import annotations
+
+import sys
+
+from libctrd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
