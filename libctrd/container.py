@@ -155,6 +155,16 @@ class Container:
         init = self._processes.get(INIT)
         return init.streams.pipe if init is not None else None
 
+    def undelivered(self) -> dict[str, CtrdError]:
+        """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
+
+        Empty in every client but the one that started it. A sink that fails stops no container: what it prints from
+        then on is dropped, and it is for the caller to ask, once `wait` has returned.
+        """
+        init = self._processes.get(INIT)
+        pumps = init.streams.delivering if init is not None else {}
+        return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
+
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""
         init = self._processes.get(INIT)

@@ -269,6 +269,7 @@ class Streams:
             self.chosen = (chosen[0], DETACHED, DETACHED)
         self.pipe = IOPipe(None, None, None, terminal)
         self.pumps: list[relay.Pump] = []
+        self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self._stdin_pump: relay.Pump | None = None
 
@@ -316,7 +317,8 @@ class Streams:
                 self.pumps.append(self.captured[name])
             else:
                 fd = own if choice is INHERIT else choice
-                self.pumps.append(relay.copy(fifo, fd, on_sink_error="drain", close_sink=False))
+                self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
+                self.pumps.append(self.delivering[name])
 
     def said(self) -> str:
         """What a start that failed has left in the fifos: a runtime's own words, when it knows no log."""
