@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from libctrd.cli import output
-from libctrd.cli.exits import Interrupted
+from libctrd.cli.exits import FAILED, Interrupted
 from libctrd.cli.signals import Signals
 from libctrd.errors import DeadlineError, NotFoundError
 from libctrd.stdio import DETACHED, NULL, Stdio
@@ -58,7 +59,15 @@ def attend(
         status = _wait(container)
     if not status.known:
         output.complain(f"the exit code of container {container.id!r} is not known: nobody was there to see it")
-    return status.code
+    return FAILED if _has_lost_output(container) else status.code
+
+
+def _has_lost_output(container: Container) -> bool:
+    """Tells of output that could not be written. A reader that has gone wanted no more of it: that is no loss."""
+    lost = {n: e for n, e in container.undelivered().items() if e.errno not in (errno.EPIPE, errno.ECONNRESET)}
+    for name, error in lost.items():
+        output.complain(f"output of container {container.id!r} to {name} is lost: {error}")
+    return bool(lost)
 
 
 @contextlib.contextmanager
