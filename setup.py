@@ -66,7 +66,11 @@ modules = cythonize(
     compiler_directives={"language_level": "3", "binding": True, "embedsignature": False},
 )
 shim = Extension(
-    SHIM, ["pyx/shim.c"], extra_compile_args=[*CFLAGS, "-fPIE"], extra_link_args=["-pie", "-Wl,-z,relro,-z,now", "-s"]
+    SHIM,
+    ["pyx/shim.c", "pyx/shim_runtime.c", "pyx/shim_stdio.c"],
+    depends=["pyx/shim.h"],
+    extra_compile_args=[*CFLAGS, "-fPIE"],
+    extra_link_args=["-pie", "-Wl,-z,relro,-z,now", "-s"],
 )
 setup(
     ext_modules=[*modules, shim],

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from libctrd.fifo import Cancellation as Cancellation
     from libctrd.fifo import Fifo as Fifo
     from libctrd.fifo import open_fifo as open_fifo
-    from libctrd.process import Process as Process
     from libctrd.once import Completed as Completed
     from libctrd.once import run as run
+    from libctrd.process import Process as Process
     from libctrd.state import ContainerInfo as ContainerInfo
     from libctrd.state import ExitStatus as ExitStatus
     from libctrd.state import StateInfo as StateInfo
@@ -56,7 +56,13 @@ _HOMES = {
     "engine": ("connect",),
     "errors": (
         *("AlreadyExistsError", "CancelledError", "ClosedError", "CtrdError", "DeadlineError", "ExitError"),
-        *("InvalidArgumentError", "NotFoundError", "RuntimeFailedError", "UnavailableError", "UnsupportedError"),
+        *(
+            "InvalidArgumentError",
+            "NotFoundError",
+            "RuntimeFailedError",
+            "UnavailableError",
+            "UnsupportedError",
+        ),
     ),
     "events": ("EventStream", "Listener"),
     "fifo": ("Cancellation", "Fifo", "open_fifo"),
@@ -67,7 +73,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

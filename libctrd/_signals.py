@@ -32,8 +32,8 @@ def signal_number(sig: int | str | signal.Signals) -> int:
             number = _named(sig.upper().removeprefix("SIG"), signal.Signals.__members__)
     if number is None or not 1 <= number <= signal.SIGRTMAX:
         raise InvalidArgumentError(
-            f"{short(sig)} is no signal: use a number from 1 to {int(signal.SIGRTMAX)}, a name like 'TERM' or "
-            f"'SIGTERM', or 'RTMIN+N' or 'RTMAX-N' with N from 0 to {signal.SIGRTMAX - signal.SIGRTMIN}"
+            f"{short(sig)} is no signal: use a number from 1 to {int(signal.SIGRTMAX)}, a name like 'TERM' "
+            f"or 'SIGTERM', or 'RTMIN+N' or 'RTMAX-N' with N from 0 to {signal.SIGRTMAX - signal.SIGRTMIN}"
         )
     return number
 
@@ -41,7 +41,7 @@ def signal_number(sig: int | str | signal.Signals) -> int:
 def signal_name(number: int) -> str:
     """The name that `signal_number` takes back: ``"SIGTERM"``, ``"SIGRTMIN+3"``, ``"SIGRTMAX-1"``.
 
-    A number in range without a name (the C library keeps some) is its own: ``"32"``. Raises
+    A number in range that has no name, as the C library keeps some to itself, is its own: ``"32"``. Raises
     `InvalidArgumentError` for a number out of range.
     """
     import signal

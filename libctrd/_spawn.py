@@ -90,7 +90,15 @@ def _failure(error: int, path: str, stage: int, fd: int, highest: int) -> CtrdEr
         what = f"descriptor {fd}" if fd >= 0 else "'/dev/null'"
         return from_errno(error, start + f"hand {what} on (fcntl)")
     if stage == lib.STAGE_LIST:
-        return from_errno(error, start + "close all other descriptors, as listed in '/proc/self/fd'")
+        hint = ""
+        if (
+            error == errno.EBADF
+        ):  # glibc takes no number from the limit on, though one may be open since before
+            error, hint = (
+                errno.EMFILE,
+                "one that it would inherit is over RLIMIT_NOFILE: raise that, or close it",
+            )
+        return from_errno(error, start + "close all other descriptors, as listed in '/proc/self/fd'", hint)
     if stage == lib.STAGE_SESSION:
         return from_errno(errno.ENOSYS, start + "in a session of its own (posix_spawn)", f"not on {system()}")
     hint = ""

@@ -19,7 +19,14 @@ from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.container import Container
 from libctrd.engine.base import Engine, EngineInfo
-from libctrd.errors import AlreadyExistsError, ClosedError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
+from libctrd.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    CtrdError,
+    InvalidArgumentError,
+    NotFoundError,
+    from_os_error,
+)
 from libctrd.events import EventStream, Lanes, Listener
 from libctrd.state import INIT, Event, ExitStatus, StateInfo
 
@@ -30,14 +37,14 @@ CLOSE_SECONDS = 5.0
 
 
 class Client:
-    """Containers of one engine. Made by `libctrd.connect`; a context manager. Every method may be called by any thread."""
+    """Containers of one engine. Made by `libctrd.connect`; a context manager. Any thread may call it."""
 
     def __init__(self, engine: Engine, root: str) -> None:
         self._engine = engine
         self._root = root
         self._containers: dict[str, Container] = {}
         self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}  # type: ignore[valid-type]
+        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}
         self._listeners: list[Listener] = []
         self._streams: list[EventStream] = []
         self._lanes = Lanes("ctrd-lane")
@@ -57,7 +64,12 @@ class Client:
     # ---- containers ----------------------------------------------------------------------------------------------
 
     def create(
-        self, id: str, spec: dict[str, Any], *, runtime: str | None = None, runtime_args: tuple[str, ...] | list[str] = ()
+        self,
+        id: str,
+        spec: dict[str, Any],
+        *,
+        runtime: str | None = None,
+        runtime_args: tuple[str, ...] | list[str] = (),
     ) -> Container:
         """Creates a container from an OCI spec: its directory, 0700, with ``config.json`` in it (C5). Nothing runs yet.
 
@@ -155,7 +167,7 @@ class Client:
             return self._containers.get(id)
 
     def _remove(self, container: Container) -> None:
-        """Frees an ended container, or one that never started, and removes its directories. Called under its lock (C2)."""
+        """Frees a container that ended or never started, and removes its directories (C2). Called under its lock."""
         id, path = container.id, os.path.join(self._root, container.id)
         try:
             claim = directory.lock(path, wait=True)
@@ -300,7 +312,12 @@ class Client:
             self._forget(container)
             container._finished.set()
             info = StateInfo(
-                "exit", 0, INIT, status.code, container._oom_killed or status.oom_killed, status.exited_at or self._now()
+                "exit",
+                0,
+                INIT,
+                status.code,
+                container._oom_killed or status.oom_killed,
+                status.exited_at or self._now(),
             )
             self._report(container, info, container._notified.set)
 

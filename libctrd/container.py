@@ -13,7 +13,7 @@ from collections import deque
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from libctrd import proc, stdio
+from libctrd import directory, proc
 from libctrd import spec as specs
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
@@ -26,6 +26,8 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
+from libctrd.stdio import DETACHED, PIPE, IOPipe
+from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
     import io
@@ -135,7 +137,7 @@ class Container:
     def stdin(self) -> Stdin | None:
         """Its standard input when it was started with `PIPE`, to be written and closed."""
         pipe = self._pipe()
-        return pipe.stdin if pipe is not None else None  # type: ignore[return-value]
+        return pipe.stdin if pipe is not None else None
 
     @property
     def stdout(self) -> Fifo | io.BytesIO | None:
@@ -149,7 +151,7 @@ class Container:
         pipe = self._pipe()
         return pipe.stderr if pipe is not None else None
 
-    def _pipe(self) -> stdio.IOPipe | None:
+    def _pipe(self) -> IOPipe | None:
         init = self._processes.get(INIT)
         return init.streams.pipe if init is not None else None
 
@@ -162,11 +164,12 @@ class Container:
 
     def start(
         self,
-        stdio: Choice | Stdio | Callback = stdio.PIPE,
+        stdio: Choice | Stdio | Callback = PIPE,
         *,
         unattended: Unattended = "hold",
         log: str | None = None,
         drain_timeout: float | None = None,
+        auto_remove: bool = False,
     ) -> int:
         """Starts it; returns the system pid of ``init``.
 
@@ -174,7 +177,8 @@ class Container:
         is called with an `IOPipe` before the engine is asked (C6). *unattended* says what becomes of output while no
         client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*).
         *drain_timeout* is how many seconds after the end output is waited for that some other process keeps open;
-        ``None`` is for as long as it takes (C28).
+        ``None`` is for as long as it takes (C28). *auto_remove* is for a detached container whose output is drained:
+        it goes by itself once it has ended, without a client.
 
         Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
         that this client created is cleaned. Source: C6, C8.
@@ -183,13 +187,20 @@ class Container:
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
             log = os.path.abspath(log)
+        if auto_remove and (stdio is not DETACHED or unattended == "hold"):
+            raise InvalidArgumentError(
+                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
+                "otherwise a client cleans, or output would be lost that is held for one"
+            )
         client = self._client
         with client._locked(self.id):
-            init = self._launch(stdio, unattended, log or "", drain_timeout)
+            init = self._launch(
+                stdio, unattended, log or "", drain_timeout, auto_remove and not directory.clean_disabled()
+            )
             try:
                 client._tell(self.id, StateInfo("start-container", init.pid, at=client._now()))
                 return init.pid
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised below, once the container has gone
                 refusal = error
                 self._owned = True
                 init.streams.close()
@@ -198,7 +209,12 @@ class Container:
         raise refusal
 
     def _launch(
-        self, streams: Choice | Stdio | Callback, unattended: Unattended, log: str, drain_timeout: float | None
+        self,
+        streams: Choice | Stdio | Callback,
+        unattended: Unattended,
+        log: str,
+        drain_timeout: float | None,
+        auto_remove: bool,
     ) -> Process:
         """The start up to its report, in the order of C6. Called under the lock."""
         client = self._client
@@ -210,7 +226,7 @@ class Container:
             client._containers[self.id] = self
             if init.streams.callback is not None:
                 init.streams.callback(init.streams.pipe)
-            pid = client._engine.create(self._request(init, unattended, log))
+            pid = client._engine.create(self._request(init, unattended, log, auto_remove))
         except BaseException as error:
             said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
             init.failed()
@@ -219,23 +235,24 @@ class Container:
                 client._remove(self)
             else:
                 client._containers.pop(self.id, None)
-            if said:
+            if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
-        self._owned = any(choice is not stdio.DETACHED for choice in init.streams.chosen)
+        self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
         init.started(pid)
         return init
 
-    def _request(self, init: Process, unattended: Unattended, log: str) -> CreateRequest:
-        fifos = {name: stdio.path(self.bundle, INIT, name) for name in init.streams.names()}
+    def _request(self, init: Process, unattended: Unattended, log: str, auto_remove: bool) -> CreateRequest:
+        fifos = {name: fifo_path(self.bundle, INIT, name) for name in init.streams.names()}
         if self._record.terminal:
-            fifos["stderr"] = stdio.path(self.bundle, INIT, "stderr")  # named, though it is not there (C8)
+            fifos["stderr"] = fifo_path(self.bundle, INIT, "stderr")  # named, though it is not there (C8)
         return CreateRequest(
             self._record,
             **fifos,
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
             log=log,
+            auto_remove=auto_remove,
         )
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
@@ -342,9 +359,7 @@ class Container:
             status = self.status
             if status in ("running", "paused"):
                 if not force:
-                    raise InvalidArgumentError(
-                        f"container {self.id!r} is {status}: end it first, or clean it by force"
-                    )
+                    raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
                 client._engine.signal(self.id, INIT, _SIGKILL)
                 if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
                     client._engine.resume(self.id)

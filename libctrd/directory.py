@@ -68,14 +68,18 @@ def for_root(root: str, uid: int, gid: int) -> str:
 
 
 def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
-    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError`, or as open(2)."""
+    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError` and others."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         if not exist_ok:
-            raise AlreadyExistsError(f"the directory {path!r} is there already: remove it or choose another id") from None
+            raise AlreadyExistsError(
+                f"the directory {path!r} is there already: remove it or choose another id"
+            ) from None
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise InvalidArgumentError(f"{path!r} is not a directory, and a container's directory is to be made in it") from None
+            raise InvalidArgumentError(
+                f"{path!r} is not a directory, and a container's directory is to be made in it"
+            ) from None
     except OSError as error:
         raise from_os_error(error, f"make the directory {path!r}") from error
     try:

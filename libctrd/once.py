@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -100,7 +101,11 @@ def run(
 
 
 def _run(
-    container: Container, streams: Stdio, input: bytes | None, timeout: float | None, drain_timeout: float | None
+    container: Container,
+    streams: Stdio,
+    input: bytes | None,
+    timeout: float | None,
+    drain_timeout: float | None,
 ) -> Completed:
     late = threading.Event()
     timer: reactor.Timer | None = None
@@ -109,10 +114,8 @@ def _run(
         if timeout is not None:
             timer = reactor.shared().later(timeout, lambda: container._kill_late(late))
         if isinstance(container.stdin, Stdin) and input is not None:
-            try:
+            with contextlib.suppress(UnavailableError):  # it read no more of it: its own business, as with subprocess
                 container.stdin.write(input)
-            except UnavailableError:
-                pass  # it has ended, or closed its stdin, without reading all: as with subprocess, its own business
             container.stdin.close()
         status = container.wait()
     except BaseException:
@@ -135,7 +138,11 @@ _clients_lock = threading.Lock()
 
 
 def _shared_client() -> Client:
-    key = (os.environ.get("CTRD_ADDRESS"), os.environ.get("CONTAINERD_ADDRESS"), os.environ.get("XDG_RUNTIME_DIR"))
+    key = (
+        os.environ.get("CTRD_ADDRESS"),
+        os.environ.get("CONTAINERD_ADDRESS"),
+        os.environ.get("XDG_RUNTIME_DIR"),
+    )
     with _clients_lock:
         if key not in _clients:
             _clients[key] = connect()

@@ -170,8 +170,9 @@ def reap(pid: int, block: bool = True) -> Exit | None:
     """Reaps our child *pid*: waits until it has ended, or with ``block=False`` only looks.
 
     Returns how it ended. ``None``: nothing to reap, because it still runs (only with ``block=False``), is no
-    child of ours, or was reaped already; none of these is an error. The GIL is free meanwhile, and an
-    exception of a signal handler (Ctrl-C) ends the wait. Source: waitpid(2).
+    child of ours, or was reaped already, by us or by the system where SIGCHLD is ignored; none of these is an
+    error. The GIL is free meanwhile, and an exception of a signal handler (Ctrl-C) ends the wait.
+    Source: waitpid(2).
     """
     try:
         got, status = os.waitpid(pid_of(pid), 0 if block else os.WNOHANG)

@@ -1,4 +1,4 @@
-"""One thread that waits for descriptors and clocks on behalf of every client: the shims' sockets, late ends, time limits.
+"""One thread that waits for descriptors and clocks for every client: the shims' sockets, late ends, time limits.
 
 It moves no bytes of containers (the relay does, without the GIL) and runs no user code: its callbacks only read a
 packet and hand it on. So it never blocks, whatever listeners and sinks do.

@@ -15,9 +15,7 @@ UNKNOWN_EXIT = 255
 
 Status = Literal["created", "running", "paused", "stopped"]
 
-EventType = Literal[
-    "start-container", "start-process", "pause", "resume", "oom", "exit", "exit-process", "restore"
-]
+EventType = Literal["start-container", "start-process", "pause", "resume", "oom", "exit", "exit-process", "restore"]
 
 
 class ExitStatus(Struct, frozen=True):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from libctrd import reactor, relay
-from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError, from_os_error
+from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
 from libctrd.fifo import Fifo, open_fifo
 
 log = logging.getLogger("libctrd")
@@ -61,7 +61,9 @@ class IOPipe:
     terminal ``stderr`` reads as empty (C13).
     """
 
-    def __init__(self, stdin: Stdin | Fifo | None, stdout: Output | None, stderr: Output | None, terminal: bool) -> None:
+    def __init__(
+        self, stdin: Stdin | Fifo | None, stdout: Output | None, stderr: Output | None, terminal: bool
+    ) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -92,7 +94,7 @@ class Stdio:
 def _stream(given: Stream, name: str) -> Choice | int:
     if isinstance(given, Choice):
         return given
-    if isinstance(given, int) and not isinstance(given, bool):
+    if isinstance(given, int):
         return given
     try:
         return given.fileno()
@@ -256,7 +258,7 @@ class Streams:
             self.callback, chosen = stdio, (PIPE, PIPE, PIPE)
         else:
             raise InvalidArgumentError(
-                f"stdio={stdio!r} is not known: give PIPE, INHERIT, NULL, a Stdio(...) or a function that takes an IOPipe"
+                f"stdio={stdio!r} is not known: give PIPE, INHERIT, NULL, a Stdio(...) or a function of an IOPipe"
             )
         self.chosen: tuple[Choice | int, ...] = chosen
         self.terminal = terminal
@@ -348,7 +350,7 @@ class Streams:
             pump.no_more_writers()
 
     def when_ended(self, drain_timeout: float | None, call: Callable[[], None]) -> None:
-        """Makes *call* once when the output has come to its end; after *drain_timeout* seconds if it is kept open (C28).
+        """Makes *call* once the output has come to its end; after *drain_timeout* seconds if it is kept open (C28).
 
         The end: the relay has delivered all of it; or, where the caller reads himself, nobody can write any more, so
         that what he has not taken is in his own descriptor and cannot be lost.

@@ -18,6 +18,8 @@ cdef class Cancellation:
     cdef int _generation
     cdef Waiter *_waiters
 
+    cdef void _after_fork(self) noexcept
+
 
 @cython.final
 cdef class Fifo:
@@ -40,26 +42,6 @@ cdef class Fifo:
     cdef int release(self) except -1
     cdef bint is_writer(self)
 
-    cdef int _enter(self) except -1
-    cdef int _leave(self) except -1
-    cdef void _after_fork(self) noexcept
-    cdef void _drop(self) noexcept
-    cdef void _become_open(self) noexcept
-    cdef void _shut(self) noexcept
-    cdef bint _look(self) except -1
-    cdef int _writer_there(self) except -2
-    cdef bint _try_again(self) except -1
-    cdef int _check_patience(self) except -1
-    cdef int _await_peer(self, int64_t until) except -1
-    cdef int64_t _sooner(self, int64_t until) noexcept
-    cdef ssize_t _take(self, char *buffer, size_t size) except -1
-    cdef ssize_t _take_ahead(self, char *buffer, size_t size) except -1
-    cdef ssize_t _take_now(self, char *buffer, size_t size) except -2
-    cdef ssize_t _put(self, iovec *vectors, Py_ssize_t count) except -1
-    cdef ssize_t _put_now(self, iovec *vectors, Py_ssize_t count) except -2
-    cdef object _purpose(self)
-    cdef object _not_for(self, purpose)
-    cdef object _failed(self, int number, call)
     cdef bytes _read_to_end(self)
 
 cdef int  peer_watch(int fd, int wake_fd) noexcept nogil

@@ -6,7 +6,7 @@ compiles elsewhere; whether it is Linux is asked by `ON_LINUX`, never by trying.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from libctrd.posix cimport pollfd, sigset_t
+from libctrd.posix cimport iovec, pollfd, sigset_t
 
 
 cdef extern from *:
@@ -19,6 +19,7 @@ cdef extern from *:
     #include <poll.h>
     #include <signal.h>
     #include <stdint.h>
+    #include <sys/uio.h>
     #include <time.h>
     #include <unistd.h>
     #ifdef __linux__
@@ -41,6 +42,10 @@ cdef extern from *:
         close(scratch[1]);
         return result;
     }
+    static inline ssize_t ctrd_write_no_signal(int fd, const struct iovec *vectors, int count)
+    {
+        return pwritev2(fd, vectors, count, -1, 0x100 /* RWF_NOSIGNAL, Linux 6.18 */);
+    }
     static inline int ctrd_pipe_size(int fd) { return fcntl(fd, F_GETPIPE_SZ); }
     static inline int ctrd_pipe_resize(int fd, int size) { return fcntl(fd, F_SETPIPE_SZ, size); }
     static inline int ctrd_wake_pair(int *fds) { return fds[0] = fds[1] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
@@ -55,6 +60,8 @@ cdef extern from *:
     static inline int ctrd_inotify_add(int fd, const char *path) { (void)fd; (void)path; errno = ENOSYS; return -1; }
     static inline int ctrd_inotify_remove(int fd, int watch) { (void)fd; (void)watch; errno = ENOSYS; return -1; }
     static inline int ctrd_has_writer(int fd) { (void)fd; return -ENOSYS; }
+    static inline ssize_t ctrd_write_no_signal(int fd, const struct iovec *vectors, int count)
+    { (void)fd; (void)vectors; (void)count; errno = ENOSYS; return -1; }
     static inline int ctrd_pipe_size(int fd) { (void)fd; errno = ENOSYS; return -1; }
     static inline int ctrd_pipe_resize(int fd, int size) { (void)fd; (void)size; errno = ENOSYS; return -1; }
     static inline int ctrd_wake_pair(int *fds)
@@ -106,6 +113,9 @@ cdef extern from *:
     # with EAGAIN while there is a writer that wrote nothing, and gives 0 while there is none. 1: a writer, or data that
     # one has left; 0: neither; below 0: -errno, not known.
     int has_writer "ctrd_has_writer"(int fd) nogil
+
+    # writev(2) on a pipe that does not raise SIGPIPE; EOPNOTSUPP on older kernels.
+    ssize_t write_no_signal "ctrd_write_no_signal"(int fd, const iovec *vectors, int count) nogil
 
     int pipe_size "ctrd_pipe_size"(int fd) nogil
     int pipe_resize "ctrd_pipe_resize"(int fd, int size) nogil

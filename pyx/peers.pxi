@@ -50,6 +50,37 @@ cdef bint grow_hub() noexcept nogil:
     return True
 
 
+cdef void wake_watches(int number, bint all_of_them) noexcept nogil:
+    cdef uint64_t one = 1
+    cdef int i
+    if all_of_them:
+        for i in range(hub_size):
+            if watches[i].number >= 0:
+                c_write(watches[i].wake_fd, &one, sizeof(one))
+    elif hub_size:
+        i = buckets[number & (hub_size - 1)]
+        while i >= 0:
+            if watches[i].number == number:
+                c_write(watches[i].wake_fd, &one, sizeof(one))
+            i = watches[i].next
+
+
+cdef void drain_hub() noexcept nogil:
+    """Reads all events there are; adds 1 to each eventfd concerned, and to all after an overflow. Needs the lock."""
+    cdef char[4096] events
+    cdef inotify_event *event
+    cdef ssize_t size, at
+    while hub_fd >= 0:
+        size = c_read(hub_fd, events, sizeof(events))
+        if size <= 0:
+            break
+        at = 0
+        while at < size:
+            event = <inotify_event *>(events + at)
+            wake_watches(event.wd, event.mask & IN_Q_OVERFLOW != 0)
+            at += sizeof(inotify_event) + event.len
+
+
 cdef int peer_watch(int fd, int wake_fd) noexcept nogil:
     """From now on each open of fd's inode adds 1 to the eventfd wake_fd. A token >= 0, or -errno: look on a timer."""
     global hub_fd, hub_free
@@ -99,6 +130,7 @@ cdef void peer_unwatch(int token) noexcept nogil:
                 link = &watches[link[0]].next
         if not shared:
             inotify_remove(hub_fd, number)
+            drain_hub()         # that the watch has gone is an event too, of no interest to those who poll for events
         watches[token].number = -1
         watches[token].next = hub_free
         hub_free = token
@@ -114,51 +146,28 @@ cdef int peer_fd() noexcept nogil:
     return fd
 
 
-cdef void wake_watches(int number, bint all_of_them) noexcept nogil:
-    cdef uint64_t one = 1
-    cdef int i
-    if all_of_them:
-        for i in range(hub_size):
-            if watches[i].number >= 0:
-                c_write(watches[i].wake_fd, &one, sizeof(one))
-    elif hub_size:
-        i = buckets[number & (hub_size - 1)]
-        while i >= 0:
-            if watches[i].number == number:
-                c_write(watches[i].wake_fd, &one, sizeof(one))
-            i = watches[i].next
-
-
 cdef void peer_dispatch() noexcept nogil:
     """Reads all events there are and adds 1 to each eventfd concerned; to all of them when the queue overflowed."""
-    cdef char[4096] events
-    cdef inotify_event *event
-    cdef ssize_t size, at
     pthread_mutex_lock(&hub_lock)
-    while hub_fd >= 0:
-        size = c_read(hub_fd, events, sizeof(events))
-        if size <= 0:
-            break
-        at = 0
-        while at < size:
-            event = <inotify_event *>(events + at)
-            wake_watches(event.wd, event.mask & IN_Q_OVERFLOW != 0)
-            at += sizeof(inotify_event) + event.len
+    drain_hub()
     pthread_mutex_unlock(&hub_lock)
 
 
 def _before_fork():
+    pthread_mutex_lock(&moment_lock)  # nobody else holds both, nor waits for the GIL with one
     pthread_mutex_lock(&hub_lock)     # so that the child finds the table whole
 
 
 def _after_fork_in_parent():
     pthread_mutex_unlock(&hub_lock)
+    pthread_mutex_unlock(&moment_lock)
 
 
 def _after_fork_in_child():
     """The child starts clean: the parent's events, eventfds and waiting threads are none of its business."""
     global hub_fd, watches, buckets, hub_size, hub_free, process_generation
     pthread_mutex_init(&hub_lock, NULL)
+    pthread_mutex_init(&moment_lock, NULL)
     if hub_fd >= 0:
         c_close(hub_fd)
     free(watches)

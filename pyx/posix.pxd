@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint64_t
 cdef extern from "<errno.h>" nogil:
     int errno
     int EACCES, EAGAIN, EBADF, EBUSY, ECONNRESET, EEXIST, EINTR, EINVAL, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM
-    int ENOSPC, ENOSYS, ENOTDIR, ENXIO, EPERM, EPIPE, ESRCH, ESTALE
+    int ENOSPC, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EPIPE, ESRCH, ESTALE
 
 cdef extern from *:
     """

@@ -115,6 +115,7 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except
     polled[2].events = POLLIN
     join(&fifo._waiters, &in_fifo, waker[1])
     if cancel is not None:
+        cancel._after_fork()
         join(&cancel._waiters, &in_cancel, waker[1])
     # An interrupt that comes between the last look at signals and the poll would be slept through. So SIGINT is held back
     # until the poll, which lets it in atomically; one that was noted before that ends the turn.
@@ -129,14 +130,21 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except
                 polled[2].fd = peer_fd()
                 there = writer_connected(fd) if fifo._access == O_WRONLY else has_writer(fd)
                 hurry = hurry or token < 0 or there < 0
-            if there <= 0:
+            while there <= 0:
                 if until >= 0:
                     left = max(until - monotonic(), <int64_t>0)
                 if hurry and (left < 0 or left > RETRY):
                     left = RETRY
+                polled[0].revents = polled[1].revents = polled[2].revents = 0
                 ppoll(polled, 3, left, &before)
-                if polled[2].revents:
-                    peer_dispatch()
+                if not polled[2].revents:
+                    break
+                peer_dispatch()
+                if polled[0].revents or polled[1].revents:
+                    break
+                # Events for others only, or for us: then our eventfd is readable now, and the next poll returns at once.
+            if token >= 0 and fifo._access == O_WRONLY and writer_connected(fd):
+                settled(fd)      # if not, the caller will see so
             if token >= 0:
                 peer_unwatch(token)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
@@ -149,3 +157,23 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except
         return_waker(waker)
     PyErr_CheckSignals()
     return 0
+
+
+cdef class Cancellation:
+    """A one-way switch: ends the wait for a peer of every fifo that was opened with it (C14, C15). Thread-safe."""
+
+    def cancel(self) -> None:
+        """Throws the switch. Waits under way raise `CancelledError`; a second time does nothing."""
+        self._cancelled = True
+        self._after_fork()
+        wake(self._waiters)
+
+    cdef void _after_fork(self) noexcept:
+        if self._generation != process_generation:     # those who wait are the parent's threads
+            self._generation = process_generation
+            self._waiters = NULL
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was thrown."""
+        return self._cancelled

@@ -99,7 +99,7 @@ static int is_target(int fd, const int *child, int count)
     return 0;
 }
 
-/* Adds a close for each descriptor open now that is no target, up to and with "last". */
+/* Adds a close for each descriptor up to "last" that is open now, no target, and would outlive the exec. */
 static int close_listed(posix_spawn_file_actions_t *actions, const int *child, int count, int last,
                         int *stage)
 {
@@ -112,9 +112,10 @@ static int close_listed(posix_spawn_file_actions_t *actions, const int *child, i
     while (!error && (errno = 0, entry = readdir(list)) != NULL) {
         char *end;
         long fd = strtol(entry->d_name, &end, 10);
-        if (*end || end == entry->d_name || fd > last || fd == dirfd(list))
+        if (*end || end == entry->d_name || fd > last || is_target((int)fd, child, count))
             continue;
-        if (!is_target((int)fd, child, count))
+        int flags = fcntl((int)fd, F_GETFD);
+        if (flags >= 0 && !(flags & FD_CLOEXEC))
             error = posix_spawn_file_actions_addclose(actions, (int)fd);
     }
     if (!error)
@@ -151,7 +152,11 @@ static int add_attributes(posix_spawnattr_t *attributes, int new_session, int *s
     sigset_t none, all;
     int error;
     sigemptyset(&none);
+#ifdef __linux__
+    memset(&all, 0xff, sizeof all); /* with the two that glibc keeps to itself, and leaves ignored */
+#else
     sigfillset(&all);
+#endif
     sigdelset(&all, SIGKILL);
     sigdelset(&all, SIGSTOP);
     *stage = STAGE_PREPARE;
@@ -172,9 +177,15 @@ static int add_attributes(posix_spawnattr_t *attributes, int new_session, int *s
 static int hold(const int *child, const int *parent, int count, int *held, int *stage, int *which)
 {
     int above = child[count - 1] + 1, null = -1, error = 0;
+    *stage = STAGE_DUP;
+    /* Before anything is opened: what is opened takes a free number, that one not open here may have. */
+    for (int i = 0; i < count; i++)
+        if (parent[i] >= 0 && fcntl(parent[i], F_GETFD) < 0) {
+            *which = parent[i];
+            return errno;
+        }
     for (int i = 0; i < count && !error; i++) {
         int fd = parent[i];
-        *stage = STAGE_DUP;
         *which = fd;
         if (fd < 0) {
             *stage = STAGE_NULL;

@@ -38,7 +38,9 @@ def connect(address: str | None = None, *, runtime: str | None = None) -> Client
     if not colon:
         raise InvalidArgumentError(f"the address {address!r} has no scheme: say local: or local:/DIR")
     if scheme != "local":
-        raise UnsupportedError(f"this version of libctrd speaks to no engine at {address!r}: it knows local: and local:/DIR")
+        raise UnsupportedError(
+            f"this version of libctrd speaks to no engine at {address!r}: it knows local: and local:/DIR"
+        )
     if rest and not rest.startswith("/"):
         raise InvalidArgumentError(f"the state directory in the address {address!r} is not absolute: say local:/DIR")
     from libctrd import reactor

@@ -43,6 +43,7 @@ class CreateRequest(Struct, frozen=True):
     no_pivot_root: bool = False
     unattended: Unattended = "hold"
     log: str = ""
+    auto_remove: bool = False
 
 
 class Snapshot(Struct, frozen=True):

@@ -45,7 +45,6 @@ class LocalEngine:
         self.address = f"local:{self.root}"
         self._reactor = reactor
         self._default_runtime = runtime
-        self._mark = hashlib.sha256(self.root.encode()).hexdigest()[:8]
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -89,7 +88,9 @@ class LocalEngine:
             with open(path, "rb") as file:
                 return msgspec.json.decode(file.read(), type=Record)
         except FileNotFoundError as error:
-            raise NotFoundError(f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are") from error
+            raise NotFoundError(
+                f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"
+            ) from error
         except OSError as error:
             raise from_os_error(error, f"read the record of container {id!r}, {path!r}") from error
         except msgspec.MsgspecError as error:
@@ -104,12 +105,12 @@ class LocalEngine:
             return Snapshot("stopped", exit=status)
         try:
             with shim.connection(where) as peer:
-                _, state, pid = shim.ask(peer, where, "watch").split()
+                _, state, number = shim.ask(peer, where, "watch").split()
                 if state == "starting":
                     return Snapshot("created")
                 if state == "stopped":
                     return Snapshot("stopped", exit=shim.read_exit(where))
-                return Snapshot("paused" if state == "paused" else "running", int(pid))
+                return Snapshot("paused" if state == "paused" else "running", int(number))
         except NotFoundError:
             pass
         status = shim.read_exit(where)  # it may have ended between the two looks
@@ -130,11 +131,11 @@ class LocalEngine:
     def plan(
         self, id: str, bundle: str, spec: Spec, runtime: str | None, runtime_args: tuple[str, ...]
     ) -> tuple[Record, Spec]:
-        """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids elsewhere never meet."""
+        """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids never meet."""
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
-            path = f"/ctrd-{self._mark}-{id}"
+            path = f"/ctrd-{mark(self.root)}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
         chosen = runtimes.find(runtime or self._default_runtime)
         record = Record(
@@ -175,6 +176,7 @@ class LocalEngine:
                 "d": request.unattended == "discard",
                 "k": not record.own_pid_namespace,
                 "p": request.no_pivot_root,
+                "r": request.auto_remove,
             }.items()
             if wanted
         )
@@ -241,7 +243,7 @@ class LocalEngine:
             self._sink(Event(id, word))  # type: ignore[arg-type]
 
     def _take(self, id: str, peer: socket.socket) -> bool:
-        """Takes *peer* out of its table and lets go of it. True when the exit was told on it, or nobody wants to know."""
+        """Takes *peer* out of its table and lets go of it. True when its end tells nothing more."""
         with self._lock:
             starter = self._shims.get(id)
             if starter is not None and starter.socket is peer:
@@ -347,6 +349,11 @@ class LocalEngine:
             peer.close()
 
 
+def mark(root: str) -> str:
+    """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
+    return hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+
+
 def _unified() -> bool:
     return os.path.exists(os.path.join(_CGROUPS, "cgroup.controllers"))
 
@@ -359,7 +366,7 @@ def _memory_cgroup(path: str | None) -> str:
 
 
 def _is_of(pid: int, record: Record) -> bool:
-    """Does *pid* still name a process of that container? By its cgroup, which a stranger with a reused pid is not in."""
+    """Does *pid* still name a process of that container? By its cgroup: a stranger with that pid is not in it."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             cgroups = file.read()

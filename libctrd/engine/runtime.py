@@ -1,4 +1,4 @@
-"""Which OCI runtime to use on this host, found out once a boot: crun if it works, else runc, or the one that is named."""
+"""Which OCI runtime to use here, found out once a boot: crun if it works, else runc, or the one that is named."""
 
 from __future__ import annotations
 
@@ -146,7 +146,14 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
             config["linux"]["cgroupsPath"] = f"/{id}"
         with open(os.path.join(directory, "config.json"), "wb") as file:
             file.write(spec.encode(config))
-        arguments = ["--state", directory, "--bundle", directory, "--root", os.path.join(directory, "runtime")]
+        arguments = [
+            "--state",
+            directory,
+            "--bundle",
+            directory,
+            "--root",
+            os.path.join(directory, "runtime"),
+        ]
         arguments += ["--flags", "u" if hide_unified else "-", id, "--", path]
         try:
             starter = shim.Shim(directory, arguments)

@@ -136,7 +136,7 @@ def check(reply: str, directory: str, text: str) -> None:
     if word == "failed":
         raise runtime_failed(rest, f"{text} the container in {directory!r}")
     if word == "broken":
-        number, call, what = (rest.split(" ", 2) + ["", ""])[:3]
+        number, call, what = [*rest.split(" ", 2), "", ""][:3]
         raise from_errno(int(number), f"start the shim in {directory!r}: {call} of {what}")
 
 
@@ -264,4 +264,6 @@ def undo(directory: str, arguments: list[str]) -> None:
         try:
             check(reply.decode("utf-8", "replace"), directory, "delete")
         except CtrdError as error:
-            raise UnavailableError(f"what is left of the container in {directory!r} cannot be removed: {error}") from error
+            raise UnavailableError(
+                f"what is left of the container in {directory!r} cannot be removed: {error}"
+            ) from error
