@@ -45,7 +45,7 @@ def measured(given: argparse.Namespace) -> Iterator[Result]:
     """The results, group by group, as they come."""
     rootfs = os.path.abspath(given.rootfs)
     groups = given.group or GROUPS
-    few = max(1, given.rounds // 10)  # a stream or a batch takes as long as many starts
+    few = max(1, given.rounds // 5)  # a stream or a batch takes as long as many starts
     for group in groups:
         with tempfile.TemporaryDirectory(prefix="ctrd-bench-") as name:
             directory = Path(name)

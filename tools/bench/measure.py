@@ -1,4 +1,4 @@
-"""Numbers and how they are told: series taken in turns, medians and spread, ratios, bars. It measures nothing itself."""
+"""Numbers and how they are told: series taken in turns, medians, spread, ratios, bars. It measures nothing itself."""
 
 from __future__ import annotations
 
