@@ -14,7 +14,7 @@ import select
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from libctrd._checks import INT_MAX, advice, check, fd_of, needs_linux, pid_of
+from libctrd._checks import INT_MAX, advice, bytes_of, check, fd_of, needs_linux, pid_of
 from libctrd._proc import ffi, lib
 from libctrd._signals import signal_name, signal_number
 from libctrd._spawn import spawn
@@ -40,6 +40,7 @@ __all__ = [
     "signal_number",
     "spawn",
     "start_time",
+    "unmount",
     "wait_pidfd",
 ]
 
@@ -361,3 +362,13 @@ def _parse_stat(line: bytes) -> tuple[str, int, int]:
         return fields[0].decode("ascii"), int(fields[19]), int(fields[17])
     except (IndexError, ValueError) as error:
         raise UnavailableError(f"this is no line of /proc/PID/stat: {line[:80]!r}") from error
+
+
+def unmount(path: str, *, shown_as: str | None = None) -> None:
+    """Takes off the topmost mount at *path*, lazily: who uses it still may, nobody new. Linux.
+
+    *shown_as* is the path that an error names, when *path* is a way round through a descriptor. Raises
+    `UnavailableError` when this user may not. Source: umount2(2), MNT_DETACH and UMOUNT_NOFOLLOW.
+    """
+    needs_linux("unmount")
+    check(lib.ctrd_unmount(bytes_of(path, "the path")), f"unmount {(shown_as or path)!r} (umount2)")

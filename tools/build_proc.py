@@ -30,6 +30,7 @@ int ctrd_set_subreaper(int on);
 int ctrd_get_subreaper(int *on);
 int ctrd_set_pdeathsig(int sig);
 int ctrd_get_pdeathsig(int *sig);
+int ctrd_unmount(const char *path);
 """
 
 # Every function returns 0 or an errno, ctrd_pidfd_open a descriptor or a negative errno. cffi lets go of the
@@ -50,6 +51,7 @@ SOURCE = r"""
 #include <sys/wait.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #endif
@@ -292,6 +294,17 @@ static int ctrd_set_subreaper(int on) { return setting(PR_SET_CHILD_SUBREAPER, (
 static int ctrd_get_subreaper(int *on) { return setting(PR_GET_CHILD_SUBREAPER, (unsigned long)on); }
 static int ctrd_set_pdeathsig(int sig) { return setting(PR_SET_PDEATHSIG, (unsigned long)sig); }
 static int ctrd_get_pdeathsig(int *sig) { return setting(PR_GET_PDEATHSIG, (unsigned long)sig); }
+
+/* Lazily, so that what still uses it does not keep us from removing what lies below. */
+static int ctrd_unmount(const char *path)
+{
+#ifdef __linux__
+    return umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? errno : 0;
+#else
+    (void)path;
+    return ENOSYS;
+#endif
+}
 """
 
 ffi = FFI()
