@@ -282,7 +282,7 @@ def test_no_file_names_a_place_of_one_machine() -> None:
 
 def test_every_script_can_be_run_and_read_by_bash() -> None:
     scripts = [name for name, text in texts().items() if text.startswith("#!")]
-    assert {"tools/quickstart", "tools/test", ".ci/run"} <= set(scripts) | {".ci/run"}
+    assert {"tools/quickstart", "tools/test"} <= set(scripts)
     for name in scripts:
         assert stat.S_IMODE((ROOT / name).stat().st_mode) & 0o111 == 0o111, f"{name} may not be run"
         subprocess.run(["bash", "-n", name], cwd=ROOT, check=True)

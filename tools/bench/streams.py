@@ -64,10 +64,9 @@ class Streams:
 
     def raw_count(self) -> float:
         """Writer, pipe, another process that counts."""
-        with _counter() as sink:
-            with subprocess.Popen([self.busybox, *self.arguments], stdout=sink.stdin):
-                begin = time.perf_counter()
-                count, _ = sink.communicate()
+        with _counter() as sink, subprocess.Popen([self.busybox, *self.arguments], stdout=sink.stdin):
+            begin = time.perf_counter()
+            count, _ = sink.communicate()
         return self._seconds(begin, int(count))
 
     def inherit_count(self) -> float:
