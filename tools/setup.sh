@@ -62,8 +62,9 @@ install_missing() {
 	has apt-get || fail "these are missing and there is no apt-get to install them with: ${missing[*]}"
 	[ "$(id -u)" -eq 0 ] || fail "these are missing; run as root: apt-get install ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -q </dev/null || fail "apt-get update failed: see above"
-	apt-get install -q -y --no-install-recommends "${missing[@]}" </dev/null || fail "apt-get install failed: see above"
+	apt-get update -qq </dev/null || fail "apt-get update failed: see above"
+	apt-get install -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
+		fail "apt-get install failed: see above"
 	missing=()
 	[ -n "$python" ] || choose_python || fail "Debian's python3 is older than 3.10: set PYTHON to a newer one"
 }
