@@ -52,8 +52,10 @@ def spawn(
         )
     args = [bytes_of(arg, "an argument") for arg in argv]
     path = args[0] if executable is None else bytes_of(executable, "the executable")
-    variables = os.environ if env is None else env
-    block = [_variable(name, value) for name, value in variables.items()]
+    if env is None:
+        block = [name + b"=" + value for name, value in os.environb.items()]
+    else:
+        block = [_variable(name, value) for name, value in env.items()]
     plan = dict.fromkeys((0, 1, 2), _DEV_NULL)
     for child, ours in fds.items():
         plan[fd_of(child)] = fd_of(ours)

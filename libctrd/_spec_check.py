@@ -1,8 +1,9 @@
 """The check of a spec: is it one, and if not, every fault with its path in the document.
 
-A good spec, the usual case, is seen to be good in C by its table (`_spec_schema`). Only when it is not, the table is
-walked in Python to find the reasons. Rules that no type can tell (two namespaces of one kind, overlapping mappings)
-are looked at in any case. What it is not: it never looks at the host; whether a path is there is another question.
+A good spec, the usual case, is seen to be good in C by its table (`_spec_schema`). Only when it is not, the
+table is walked in Python to find the reasons. Rules that no type can tell (two namespaces of one kind,
+overlapping mappings) are looked at in any case. What it is not: it never looks at the host; whether a path is
+there is another question.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Final, TypeAlias
+from itertools import pairwise
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import msgspec
 from msgspec import inspect
@@ -25,9 +27,9 @@ Walk: TypeAlias = Callable[[str, Any, list[str]], None]
 def validate(spec: dict[str, Any]) -> None:
     """Raises `InvalidArgumentError` unless *spec* is a spec that a container can be started from.
 
-    Its ``faults`` name every fault, a line each, as ``process.args[2]: expected str, got int``; the message is one
-    sentence with the first few. Fields that the specification does not have are not faults. Never raises anything
-    else, whatever *spec* is. Source: OCI runtime specification (config.md, config-linux.md).
+    Its ``faults`` name every fault, a line each, as ``process.args[2]: expected str, got int``; the message
+    is one sentence with the first few. Fields that the specification does not have are not faults. Never
+    raises anything else, whatever *spec* is. Source: OCI runtime specification (config.md, config-linux.md).
     """
     faults: list[str] = []
     problem = ""
@@ -59,8 +61,8 @@ def _objects(holder: Any, key: str) -> list[tuple[int, dict[str, Any]]]:
     return [(number, item) for number, item in enumerate(listed) if isinstance(item, dict)]
 
 
-def _is_int(*values: Any) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _rules(spec: dict[str, Any]) -> Iterator[str]:
@@ -69,7 +71,7 @@ def _rules(spec: dict[str, Any]) -> Iterator[str]:
     yield from _once("process.rlimits", _objects(process, "rlimits"))
     for number, rlimit in _objects(process, "rlimits"):
         soft, hard = rlimit.get("soft"), rlimit.get("hard")
-        if _is_int(soft, hard) and soft > hard:
+        if _is_int(soft) and _is_int(hard) and soft > hard:
             yield fault(
                 f"process.rlimits[{number}].soft", f"must not be over the hard limit, {hard}, got {soft}"
             )
@@ -95,10 +97,10 @@ def _apart(path: str, objects: list[tuple[int, dict[str, Any]]]) -> Iterator[str
         ranges = []
         for number, mapping in objects:
             first, size = mapping.get(side), mapping.get("size")
-            if _is_int(first, size):
+            if _is_int(first) and _is_int(size):
                 ranges.append((first, first + size, number))
         ranges.sort()
-        for (_, end, one), (first, _, other) in zip(ranges, ranges[1:], strict=False):
+        for (_, end, one), (first, _, other) in pairwise(ranges):
             if first < end:
                 yield fault(f"{path}[{other}].{side}", f"overlaps with {path}[{one}]")
 

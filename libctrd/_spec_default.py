@@ -1,8 +1,8 @@
 """The default spec: what a container gets when its caller says no more than what to run and where.
 
-It is safe (no privilege can be gained, the host's own settings are masked or read-only, devices are denied but for the
-harmless ones) and useful (a terminal, shared memory and message queues work; root in the container can install
-packages). What it is not: a policy for any runtime in particular, or a seccomp profile.
+It is safe (no privilege can be gained, the host's own settings are masked or read-only, devices are denied
+but for the harmless ones) and useful (a terminal, shared memory and message queues work; root in the
+container can install packages). What it is not: a policy for any runtime in particular, or a seccomp profile.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ CAPABILITIES: Final = (
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 )
-# Files and trees of /proc and /sys that tell of, or act on, the host. Those a kernel does not have are skipped by the
-# runtimes.
+# Files and trees of /proc and /sys that tell of, or act on, the host. The runtimes skip what is not there.
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
@@ -58,16 +57,14 @@ _MAJOR_MINOR: Final = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (
 
 
 def _mounts(rootless: bool) -> list[dict[str, Any]]:
-    """The file systems of the container. Without root on the host two differ, as ``runc spec --rootless`` has them:
-    group 5 (tty) is not mapped, and the kernel lets no one mount a fresh sysfs who does not own the network and sees
-    all of the one that is there."""
+    """The file systems of the container.
+
+    Without root on the host, group 5 (tty) is not mapped and devpts cannot be given to it. A sysfs of its own
+    can be mounted there too, since the network namespace is the container's own: it shows no device of the
+    host's network, as a bind mount of the host's would.
+    """
     quiet = ["nosuid", "noexec", "nodev"]
-    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
-    if rootless:
-        sys = {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", *quiet, "ro"]}
-    else:
-        pts.append("gid=5")
-        sys = {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, "ro"]}
+    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *([] if rootless else ["gid=5"])]
     return [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": list(quiet)},
         {
@@ -84,7 +81,7 @@ def _mounts(rootless: bool) -> list[dict[str, Any]]:
             "options": [*quiet, "mode=1777", "size=65536k"],
         },
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": list(quiet)},
-        sys,
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, "ro"]},
         {
             "destination": "/sys/fs/cgroup",
             "type": "cgroup",
@@ -95,8 +92,8 @@ def _mounts(rootless: bool) -> list[dict[str, Any]]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The device cgroup: nothing, then making nodes (harmless in itself), then the nodes that every container has:
-    null, zero, full, random, urandom, tty, console, ptmx and the terminals of /dev/pts."""
+    """The device cgroup: nothing, then making nodes (harmless in itself), then the nodes that every container
+    has: null, zero, full, random, urandom, tty, console, ptmx and the terminals of /dev/pts."""
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
     for major, minor in _MAJOR_MINOR:
@@ -124,7 +121,7 @@ def _resources(
         quota = round(cpus * CPU_PERIOD)
         if not CPU_QUOTA_MIN <= quota < 2**43:  # 2**43 µs: where the kernel's own arithmetic ends
             raise InvalidArgumentError(
-                f"cpus {cpus!r} is not valid: it is at least {CPU_QUOTA_MIN / CPU_PERIOD}, or None for no limit"
+                f"cpus {cpus!r} is not valid: use at least {CPU_QUOTA_MIN / CPU_PERIOD}, or None for no limit"
             )
         resources["cpu"] = {"quota": quota, "period": CPU_PERIOD}
     if pids_limit is not None:
@@ -137,7 +134,8 @@ def _resources(
 
 
 def _with_own(defaults: list[dict[str, Any]], own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """*defaults* with the caller's mounts after them; one of the caller's takes the place of a default one."""
+    """*defaults* with the caller's mounts after them; one of the caller's takes the place of a default
+    one."""
     if isinstance(own, (str, bytes, Mapping)) or not isinstance(own, Iterable):
         raise InvalidArgumentError(
             f"mounts is a list of mount objects, not {type(own).__name__} (see spec.parse_mount)"
@@ -154,7 +152,8 @@ def _with_own(defaults: list[dict[str, Any]], own: Iterable[Mapping[str, Any]]) 
 
 
 def absolute_source(mount: dict[str, Any], base: str) -> dict[str, Any]:
-    """*mount*, or a copy of it with its source below *base*, when it is a bind mount from a relative source."""
+    """*mount*, or a copy of it with its source below *base*, when it is a bind mount from a relative
+    source."""
     source, options = mount.get("source"), mount.get("options")
     binds = mount.get("type") == "bind" or (
         isinstance(options, (list, tuple)) and ("bind" in options or "rbind" in options)
@@ -182,22 +181,24 @@ def default(
 ) -> dict[str, Any]:
     """A safe and useful spec that runs *args* in *rootfs*: a plain OCI 1.x dict, the caller's to change.
 
-    - *args*: the program and its arguments; *cwd*: its directory, absolute, in the container; *terminal*: it gets one.
+    - *args*: the program and its arguments; *cwd*: its directory, absolute, in the container; *terminal*: it
+      gets one.
     - *rootfs*: the root file system, made absolute now; *read_only*: it cannot be written.
     - *env*: a mapping or ``NAME=value`` texts, over the default ``PATH`` (and ``TERM``, with a terminal).
     - *user*: ``"UID[:GID]"``, a uid or ``(uid, gid[, additional gids])``; root when not given.
     - *hostname*: the host's own when not given.
-    - *memory*: the most it may use, in bytes or like ``"64m"``; *cpus*: processors' worth of time, like ``1.5``;
-      *pids_limit*: the most processes. ``None`` is no limit.
-    - *mounts*: further OCI mounts (`parse_mount` makes one from a text); one at a default's place replaces it, and a
-      relative source of a bind mount is made absolute now.
-    - *rootless*: for a caller without root, with a user namespace that maps the caller to root and nobody else;
-      found out from the effective uid when ``None``.
+    - *memory*: the most it may use, in bytes or like ``"64m"``; *cpus*: processors' worth of time, like
+      ``1.5``; *pids_limit*: the most processes. ``None`` is no limit.
+    - *mounts*: further OCI mounts (`parse_mount` makes one from a text); one at a default's place replaces
+      it, and a relative source of a bind mount is made absolute now.
+    - *rootless*: for a caller without root, with a user namespace that maps the caller to root and nobody
+      else; found out from the effective uid when ``None``.
 
-    It has fresh namespaces (pid, network with a loopback device only, ipc, uts, mount), the capabilities that Docker
-    gives, no way to gain more, no rlimits of its own (raising one needs a privilege that the caller may lack) and no
-    cgroup path: the engine sets that for each container. `InvalidArgumentError` when an argument cannot be.
-    Source: OCI runtime specification 1.0.2 (config.md, config-linux.md).
+    It has fresh namespaces (pid, network with a loopback device only, ipc, uts, mount, cgroup), the
+    capabilities that Docker gives, no way to gain more, no rlimits of its own (raising one needs a privilege
+    that the caller may lack) and no cgroup path: the engine sets that for each container.
+    `InvalidArgumentError` when an argument cannot be. Source: OCI runtime specification 1.0.2 (config.md,
+    config-linux.md).
     """
     from libctrd._spec_check import validate  # loaded when first needed: it is the costlier half
 
@@ -217,7 +218,7 @@ def default(
         raise InvalidArgumentError(
             f"user {user!r} cannot be had without root on the host: only root is mapped then"
         )
-    kinds = ["pid", "network", "ipc", "uts", "mount"] + (["user"] if rootless else [])
+    kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"] + (["user"] if rootless else [])
     linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
     if rootless:
         linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]

@@ -1,4 +1,5 @@
-"""Specs as JSON: what JSON can hold, where a document holds something else, and the one encoding of a start (C5).
+"""Specs as JSON: what JSON can hold, where a document holds something else, and the one encoding of a start
+(C5).
 
 What it is not: it knows no field of a spec.
 """
@@ -6,6 +7,8 @@ What it is not: it knows no field of a spec.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from enum import Enum
 from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +18,9 @@ from libctrd.errors import InvalidArgumentError
 if TYPE_CHECKING:
     import msgspec
 
-MAX_DEPTH: Final = 64  # no spec comes near; a cycle ends here
+MAX_DEPTH: Final = 64  # no spec comes near
+ENCODER_DEPTH: Final = 500  # the encoder itself gives up somewhere beyond
+MAX_WIDTH: Final = 1_000_000  # values on one level; a list that holds itself twice would double on each
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _NAMES: Final[dict[type, str]] = {
@@ -46,42 +51,35 @@ def fault(path: str, problem: str) -> str:
 
 
 def is_clean(document: object) -> bool:
-    """Whether *document* is nothing but JSON values, with text that an operating system takes (no NUL, no surrogate).
+    """Whether *document* is nothing but JSON values, with text that an operating system takes (no NUL, no
+    surrogate).
 
-    A quick look without a reason; `json_faults` gives the reasons. Its cost is what matters: it sees every value.
+    A quick look without a reason; `json_faults` gives the reasons. Its cost is what matters: it sees every
+    value.
     """
     texts: list[str] = []
     floats: list[float] = []
-    pending: list[Any] = [document]
+    level: list[Any] = [document]
     depth = 0
-    while pending:  # one turn for each level of the document
-        depth += 1
-        if depth > MAX_DEPTH:
-            return False
+    while level:
         below: list[Any] = []
-        for value in pending:
-            if type(value) is dict:
+        for value in level:
+            cls = type(value)
+            if cls is dict:
                 texts.extend(value)
-                inside = list(value.values())
-            elif type(value) in (list, tuple):
-                inside = value
-            else:
-                inside = [value]
-            kinds = set(map(type, inside))
-            if kinds <= {str}:
-                texts.extend(inside)
-                continue
-            for item in inside:
-                cls = type(item)
-                if cls is str:
-                    texts.append(item)
-                elif cls is float:
-                    floats.append(item)
-                elif cls not in _ATOMS:
-                    if cls not in _NAMES:
-                        return False
-                    below.append(item)
-        pending = below
+                below.extend(value.values())
+            elif cls is str:
+                texts.append(value)
+            elif cls is list or cls is tuple:
+                below.extend(value)
+            elif cls is float:
+                floats.append(value)
+            elif cls not in _ATOMS:
+                return False
+        depth += 1
+        if depth > MAX_DEPTH or len(below) > MAX_WIDTH:
+            return False
+        level = below
     try:
         joined = "".join(texts)  # fails for a key that is not text
         joined.encode()
@@ -91,36 +89,53 @@ def is_clean(document: object) -> bool:
 
 
 def json_faults(document: object, *, strict: bool) -> list[str]:
-    """Every place where *document* holds what JSON cannot hold; *strict*: or text that no operating system takes."""
+    """Every place where *document* holds what JSON cannot hold.
+
+    *strict*: or what no system or runtime takes, a NUL in a text or nesting beyond reason. A part that is
+    held at several places is looked at once.
+    """
     faults: list[str] = []
+    seen: set[int] = set()
+    deepest = MAX_DEPTH if strict else ENCODER_DEPTH
     pending: list[tuple[str, Any, tuple[int, ...]]] = [("", document, ())]
     while pending:
         path, value, above = pending.pop()
         if isinstance(value, (dict, list, tuple)):
             if id(value) in above:
                 faults.append(fault(path, "holds itself"))
-                continue
-            if len(above) >= MAX_DEPTH:
-                faults.append(fault(path, f"nested more than {MAX_DEPTH} deep"))
-                continue
-            inner = (*above, id(value))
-            if isinstance(value, dict):
-                for key in value:
-                    _text_fault(member(path, key), key, "its name", faults, strict) if isinstance(
-                        key, str
-                    ) else faults.append(fault(member(path, key), f"its name must be str, got {kind(key)}"))
-                items = [(member(path, key), item, inner) for key, item in value.items()]
-            else:
-                items = [(f"{path}[{number}]", item, inner) for number, item in enumerate(value)]
-            pending.extend(reversed(items))
-        elif isinstance(value, str):
+            elif len(above) >= deepest:
+                faults.append(fault(path, f"nested more than {deepest} deep"))
+            elif id(value) not in seen:
+                seen.add(id(value))
+                items = (
+                    _named(path, value, faults, strict) if isinstance(value, dict) else _numbered(path, value)
+                )
+                # The last is looked at first: turned round, the faults come in the order of the document.
+                pending.extend(reversed([(where, item, (*above, id(value))) for where, item in items]))
+        elif isinstance(value, Enum):  # stands for its value, to the encoder too
+            pending.append((path, value.value, above))
+        elif type(value) is str:
             _text_fault(path, value, "its text", faults, strict)
-        elif isinstance(value, float):
+        elif type(value) is float:
             if not isfinite(value):
                 faults.append(fault(path, f"{value} is not a JSON number"))
         elif type(value) not in _ATOMS:
             faults.append(fault(path, f"JSON cannot hold a {type(value).__name__}"))
     return faults
+
+
+def _named(path: str, value: dict[Any, Any], faults: list[str], strict: bool) -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        where = member(path, key)
+        if type(key) is str:
+            _text_fault(where, key, "its name", faults, strict)
+        else:
+            faults.append(fault(where, f"its name must be str, got {kind(key)}"))
+        yield where, item
+
+
+def _numbered(path: str, value: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"{path}[{number}]", item) for number, item in enumerate(value))
 
 
 def _text_fault(path: str, text: str, what: str, faults: list[str], strict: bool) -> None:
@@ -142,8 +157,9 @@ def _encoder() -> msgspec.json.Encoder:
 def encode(spec: dict[str, Any]) -> bytes:
     """*spec* as JSON in UTF-8, ready to be written as ``config.json``: the one encoding of a start (C5).
 
-    `InvalidArgumentError` when it is no dict or holds what JSON cannot hold, by its path: an object of a class, a
-    number that is not finite, a lone surrogate, itself. A NUL in a text is escaped (`validate` is who refuses it).
+    `InvalidArgumentError` when it is no dict or holds what JSON cannot hold, by its path: an object of a
+    class, a number that is not finite, a lone surrogate, itself. A NUL in a text is escaped (`validate` is
+    who refuses it).
     """
     if not isinstance(spec, dict):
         raise InvalidArgumentError(f"a spec is a dict, not {type(spec).__name__}")

@@ -1,7 +1,7 @@
 """Short texts of people, turned into pieces of a spec: sizes, users, mounts and the environment.
 
-What it is not: it reads no user database and no file; a name is never looked up, and nothing here touches the host
-apart from asking for the working directory when a mount's source is relative.
+What it is not: it reads no user database and no file; a name is never looked up, and nothing here touches the
+host apart from asking for the working directory when a mount's source is relative.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ _FLAGS: Final = ("readonly", "bind-nonrecursive")
 
 
 def parse_size(text: str | int) -> int:
-    """The number of bytes that *text* stands for: ``"1024"``, ``"64m"``, ``"1.5g"``, ``"2GiB"``, or an int of bytes.
+    """The number of bytes that *text* stands for: ``"1024"``, ``"64m"``, ``"1.5g"``, ``"2GiB"``, or an int of
+    bytes.
 
-    Units are powers of 1024 (k, m, g, t, p) in either case, and a fraction of a byte is dropped. The result is at
-    least 0 and fits a signed 64-bit number, else, or when *text* is something else, `InvalidArgumentError`.
+    Units are powers of 1024 (k, m, g, t, p) in either case, and a fraction of a byte is dropped. The result
+    is at least 0 and fits a signed 64-bit number, else, or when *text* is something else,
+    `InvalidArgumentError`.
     """
     if isinstance(text, int) and not isinstance(text, bool):
         size = text
@@ -63,10 +65,12 @@ def parse_size(text: str | int) -> int:
 
 
 def parse_user(user: User) -> dict[str, Any]:
-    """The ``process.user`` object for *user*: ``"UID"``, ``"UID:GID"``, a uid, or ``(uid, gid[, additional gids])``.
+    """The ``process.user`` object for *user*: ``"UID"``, ``"UID:GID"``, a uid, or ``(uid, gid[, additional
+    gids])``.
 
-    All are ids inside of the container. A gid that is not given is 0, as with the OCI runtimes' own ``--user``. Names
-    are refused with `InvalidArgumentError`: only the container's ``/etc/passwd`` could tell what they mean.
+    All are ids inside of the container. A gid that is not given is 0, as with the OCI runtimes' own
+    ``--user``. Names are refused with `InvalidArgumentError`: only the container's ``/etc/passwd`` could tell
+    what they mean.
     """
     if isinstance(user, str):
         uid, colon, gid = user.partition(":")
@@ -131,11 +135,12 @@ def parse_env(env: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
 def parse_mount(text: str) -> Mount:
     """The OCI mount object for *text*, in the syntax that people know from ``docker run --mount``.
 
-    ``type=bind,source=/a,target=/b,ro``: keys are ``type`` (``bind`` when not given, ``tmpfs``, or the name of a file
-    system), ``source``/``src`` (a relative one is taken from the working directory now), ``target``/``dst``/
-    ``destination``, ``readonly``/``ro`` (alone, or ``=true``/``=false``), ``options=a:b`` (mount options as they
-    are), ``bind-propagation``, ``bind-nonrecursive``, ``tmpfs-size`` (see `parse_size`) and ``tmpfs-mode`` (octal).
-    A part with a comma in it is quoted: ``"source=/a,b"``. `InvalidArgumentError` for anything else.
+    ``type=bind,source=/a,target=/b,ro``: keys are ``type`` (``bind`` when not given, ``tmpfs``, or the name
+    of a file system), ``source``/``src`` (a relative one is taken from the working directory now),
+    ``target``/``dst``/ ``destination``, ``readonly``/``ro`` (alone, or ``=true``/``=false``), ``options=a:b``
+    (mount options as they are), ``bind-propagation``, ``bind-nonrecursive``, ``tmpfs-size`` (see
+    `parse_size`) and ``tmpfs-mode`` (octal). A part with a comma in it is quoted: ``"source=/a,b"``.
+    `InvalidArgumentError` for anything else.
     """
     given = _mount_parts(text)
 

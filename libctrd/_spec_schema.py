@@ -1,9 +1,10 @@
-"""The fields of a spec, their types and their limits, as msgspec types: one table for both ways to check a spec.
+"""The fields of a spec, their types and their limits, as msgspec types: one table for both ways to check a
+spec.
 
-`Document` is what ``msgspec.convert`` is given (fast, in C, without a reason) and what `_spec_check` walks along to name
-every fault. Fields that are not here are not looked at. ``None`` counts as not given, as both Go and C runtimes have
-it. What it is not: objects that anyone works with; a spec stays a dict. Source: OCI runtime specification 1.0 to 1.2
-(config.md, config-linux.md).
+`Document` is what ``msgspec.convert`` is given (fast, in C, without a reason) and what `_spec_check` walks
+along to name every fault. Fields that are not here are not looked at. ``None`` counts as not given, as both
+Go and C runtimes have it. What it is not: objects that anyone works with; a spec stays a dict. Source: OCI
+runtime specification 1.0 to 1.2 (config.md, config-linux.md).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Client:
         specs.validate(spec)
         specs.check_rootfs(spec)
         with self._locked(id):
-            if id in self._containers:
+            if self._known(id):
                 raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
             claim, path = self._claim(id)
             bundle = path
@@ -106,7 +106,7 @@ class Client:
                 os.close(claim)
             container = Container(self, record)
             container._created_here = True
-            self._containers[id] = container
+            self._register(container)
             return container
 
     def _claim(self, id: str) -> tuple[int, str]:
@@ -184,6 +184,10 @@ class Client:
             os.close(claim)
         self._forget(container)
 
+    def _register(self, container: Container) -> None:
+        with self._guard:
+            self._containers[container.id] = container
+
     def _forget(self, container: Container) -> None:
         with self._guard:
             if self._containers.get(container.id) is container:
@@ -192,10 +196,9 @@ class Client:
     def _watch(self, container: Container) -> None:
         """From now on events of this container reach it, though another client has started it."""
         with self._locked(container.id):
-            if container._owned or container.id in self._containers:
+            if container._owned or self._known(container.id):
                 return
-            with self._guard:
-                self._containers[container.id] = container
+            self._register(container)
             try:
                 self._engine.watch(container.id)
             except BaseException:

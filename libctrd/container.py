@@ -223,7 +223,7 @@ class Container:
         try:
             init.open()
             self._processes[INIT] = init
-            client._containers[self.id] = self
+            client._register(self)
             if init.streams.callback is not None:
                 init.streams.callback(init.streams.pipe)
             pid = client._engine.create(self._request(init, unattended, log, auto_remove))
@@ -234,7 +234,7 @@ class Container:
             if self._created_here:
                 client._remove(self)
             else:
-                client._containers.pop(self.id, None)
+                client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise

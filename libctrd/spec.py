@@ -1,9 +1,9 @@
 """Specs: the plain OCI runtime-spec dicts (version 1.x) that say what a container is.
 
 Here they are made (`default`), read (`load`), checked (`validate`, `check_rootfs`), asked (`host_root`,
-`own_namespace`) and written (`encode`). A spec stays the caller's own dict all the way: fields that libctrd does not
-know go through untouched, and nothing here keeps or changes what it was given. What it is not: an engine; no spec is
-read back here once a container was started from it.
+`own_namespace`) and written (`encode`). A spec stays the caller's own dict all the way: fields that libctrd
+does not know go through untouched, and nothing here keeps or changes what it was given. What it is not: an
+engine; no spec is read back here once a container was started from it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ CONFIG: Final = "config.json"  # the spec's name in a bundle (OCI bundle.md)
 
 
 def __getattr__(name: str) -> Any:
-    # The schema, and msgspec with it, costs more to import than all else here: a caller that only hands specs on
-    # does not pay for it.
+    # The schema, and msgspec with it, costs more to import than all else here: who only hands specs on does
+    # not pay for it.
     if name == "validate":
         from libctrd._spec_check import validate
 
@@ -55,9 +55,10 @@ def __getattr__(name: str) -> Any:
 def load(path: str | os.PathLike[str]) -> Spec:
     """The spec in *path*, a bundle's directory or a ``config.json`` itself, as it stands there (C4).
 
-    Relative paths in it stay relative; `resolve` makes them absolute. Nothing is checked but that it is one JSON
-    object; `validate` checks the rest. Raises `NotFoundError` when there is none, `InvalidArgumentError` when it is
-    not a regular file or not JSON (with the line and column), `UnavailableError` when it cannot be read.
+    Relative paths in it stay relative; `resolve` makes them absolute. Nothing is checked but that it is one
+    JSON object; `validate` checks the rest. Raises `NotFoundError` when there is none, `InvalidArgumentError`
+    when it is not a regular file or not JSON (with the line and column), `UnavailableError` when it cannot be
+    read.
     """
     import msgspec
 
@@ -94,7 +95,7 @@ def _open_nonblocking(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _place(text: bytes, error: ValueError) -> str:
+def _place(text: bytes, error: Exception) -> str:
     """What *error* says, with the line and column instead of a byte's number."""
     if isinstance(error, UnicodeDecodeError):
         # Its offsets are those within one string; the file as a whole tells the place.
@@ -115,8 +116,9 @@ def _place(text: bytes, error: ValueError) -> str:
 def resolve(spec: Spec, bundle: str | os.PathLike[str]) -> Spec:
     """*spec* with ``root.path`` and the relative sources of bind mounts made absolute, below *bundle*.
 
-    What has to change is copied and the caller's dict stays as it is; the rest is shared with it (all of it, when
-    nothing has to change). Source: OCI runtime specification, config.md: both are relative to the bundle.
+    What has to change is copied and the caller's dict stays as it is; the rest is shared with it (all of it,
+    when nothing has to change). Source: OCI runtime specification, config.md: both are relative to the
+    bundle.
     """
     base = os.path.abspath(os.fspath(bundle))
     changed: Spec = {}
@@ -133,10 +135,11 @@ def resolve(spec: Spec, bundle: str | os.PathLike[str]) -> Spec:
 
 
 def check_rootfs(spec: Spec) -> None:
-    """That ``root.path`` is a directory, which `validate` does not look for: a relative one is taken from here.
+    """That ``root.path`` is a directory, which `validate` does not look for: a relative one is taken from
+    here.
 
-    Raises `NotFoundError` when there is nothing, `InvalidArgumentError` when it is not a directory or not given,
-    `UnavailableError` when it may not be looked at.
+    Raises `NotFoundError` when there is nothing, `InvalidArgumentError` when it is not a directory or not
+    given, `UnavailableError` when it may not be looked at.
     """
     root = spec.get("root")
     path = root.get("path") if isinstance(root, dict) else None
@@ -160,8 +163,9 @@ def check_rootfs(spec: Spec) -> None:
 def host_root(spec: Spec) -> tuple[int, int]:
     """The uid and gid that root of the container has on the host (C19).
 
-    Each is where the first mapping that holds the container's id 0 leads to, and 0 when there is none, or no user
-    namespace for the mappings to be of. *spec* should be valid; what is malformed in it counts as not there.
+    Each is where the first mapping that holds the container's id 0 leads to, and 0 when there is none, or no
+    user namespace for the mappings to be of. *spec* should be valid; what is malformed in it counts as not
+    there.
     """
     linux = spec.get("linux")
     if not isinstance(linux, dict) or _namespace(linux, "user") is None:
@@ -180,7 +184,8 @@ def _host_id(mappings: Any) -> int:
 
 
 def own_namespace(spec: Spec, name: str) -> bool:
-    """Whether the container gets a fresh namespace of type *name* (``"pid"``, ``"network"``, …): listed, without a path."""
+    """Whether the container gets a fresh namespace of type *name* (``"pid"``, ``"network"``, …): listed,
+    without a path."""
     linux = spec.get("linux")
     listed = _namespace(linux, name) if isinstance(linux, dict) else None
     return listed is not None and not listed.get("path")

@@ -180,11 +180,13 @@ def test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped() -> None:
 
 def test_a_child_that_the_system_reaped_is_no_error() -> None:
     run_python("""
-        import signal
+        import os, signal
         from libctrd import proc
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        pid = proc.spawn(["true"])
+        reader, writer = os.pipe()
+        pid = proc.spawn(["cat"], fds={0: reader})
         pidfd = proc.pidfd_open(pid)
+        os.close(writer)
         assert proc.reap(pid) is None
         assert proc.wait_pidfd(pidfd, 10) is None
     """)
@@ -346,6 +348,17 @@ def test_the_parent_death_signal_comes_when_the_parent_ends() -> None:
         print(proc.parent_death_signal())
     """)
     assert out == "True\nNone\n"
+
+
+def test_importing_the_process_helpers_loads_nothing_heavy() -> None:
+    out = run_python("""
+        import sys, libctrd
+        before = set(sys.modules)
+        import libctrd.proc
+        print(*sorted(set(sys.modules) - before))
+    """)
+    assert "libctrd.proc" in out.split()
+    assert not {"asyncio", "ctypes", "dataclasses", "inspect", "signal", "subprocess"} & set(out.split())
 
 
 def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(

@@ -271,10 +271,8 @@ def test_what_spawn_needs_of_the_system_is_named_when_it_is_missing() -> None:
 def test_a_c_library_without_new_sessions_is_not_taken_for_a_wrong_argument() -> None:
     failure = _spawn._failure(errno.EINVAL, "x", lib.STAGE_SESSION, -1, 2)
     assert isinstance(failure, UnsupportedError)
-    assert (
-        f"start 'x': in a session of its own (posix_spawn): Function not implemented (not on {os.uname().sysname}"
-        in str(failure)
-    )
+    assert "start 'x': in a session of its own (posix_spawn)" in str(failure)
+    assert f"(not on {os.uname().sysname} " in str(failure)
 
 
 def test_many_threads_start_and_reap_their_own_children() -> None:
