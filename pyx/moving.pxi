@@ -11,6 +11,7 @@ cdef enum:
     LAST_CHUNK = 262144
 
 cdef char[PIECE] scratch    # relay thread only
+cdef size_t UNLIMITED = <size_t>-1
 
 cdef extern from *:
     """
@@ -314,7 +315,7 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
     """Reads into the tail, behind its end, where no reader looks: so that needs no lock, only its announcement does."""
     cdef int64_t budget = TURN
     cdef ssize_t got
-    cdef size_t size
+    cdef size_t size, limit
     cdef Chunk *chunk
     if pump.draining:
         return OVER if pump.close_source else turn_discard(pump)
@@ -324,7 +325,8 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
         if not pump.source.ready:
             return OVER if pump.bounded else WAITS
         pthread_mutex_lock(&lock)
-        pump.full = pump.held >= pump.limit
+        limit = UNLIMITED if pump.to_end else pump.limit
+        pump.full = pump.held >= limit
         if pump.full:
             pthread_mutex_unlock(&lock)
             return WAITS
@@ -333,7 +335,7 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
             pthread_mutex_unlock(&lock)
             return source_failed(pump, ENOMEM)
         pump.writing = True
-        size = min(pump.limit - pump.held, chunk.size - chunk.end)
+        size = min(limit - pump.held, chunk.size - chunk.end)
         pthread_mutex_unlock(&lock)
         got = take(&pump.source, bytes_of(chunk) + chunk.end, most(pump, size))
         pthread_mutex_lock(&lock)

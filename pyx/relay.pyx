@@ -42,7 +42,6 @@ include "moving.pxi"
 include "loop.pxi"
 include "dispatch.pxi"
 
-cdef size_t UNLIMITED = <size_t>-1
 cdef str KINDS = "discard copy buffer call"
 
 
@@ -142,6 +141,7 @@ cdef class Pump:
             pthread_mutex_unlock(&lock)
             return True
         sem_init(&waiter.woken, 0, 0)
+        waiter.for_bytes = bytes_too
         waiter.next = pump.waiters
         pump.waiters = &waiter
         pthread_mutex_unlock(&lock)
@@ -297,14 +297,13 @@ cdef class Buffer(Pump):
         """
         cdef int64_t deadline = deadline_of(timeout)
         cdef bint there
-        cdef size_t limit
         if size == 0:
             return b""
         if size > 0:
             there = self.await_bytes(deadline, True)
         else:
             pthread_mutex_lock(&lock)
-            limit, self.pump.limit = self.pump.limit, UNLIMITED
+            self.pump.to_end += 1
             if self.pump.full:
                 self.pump.full = False
                 command(self.pump, LOOK)
@@ -313,7 +312,7 @@ cdef class Buffer(Pump):
                 there = self.await_bytes(deadline, False)
             finally:
                 pthread_mutex_lock(&lock)
-                self.pump.limit = limit
+                self.pump.to_end -= 1
                 pthread_mutex_unlock(&lock)
         if not there:
             raise DeadlineError(f"{self.source} gave {'nothing' if size > 0 else 'no end'} within {timeout} s")
@@ -441,7 +440,7 @@ cdef take_sink(Pump pump, sink, bint take_over):
     cdef pump_t *p = pump.pump
     pump.sink = name_of(sink)
     if isinstance(sink, Fifo):
-        if sink.mode == "r":
+        if (<Fifo>sink)._access == O_RDONLY:
             raise InvalidArgumentError(f"{pump.sink} is open for reading: it cannot be a sink")
         p.pending = (<Fifo>sink).is_writer() and not sink.connected
         p.sink.fd = never_wait((<Fifo>sink).release())
@@ -619,6 +618,8 @@ def _stop():
         end_all()
         pthread_mutex_unlock(&lock)
         close_relay()
+    for _ in range(relay.workers):
+        sem_post(&relay.job)
     sem_post(&relay.dispatch)
     if dispatcher is not None:
         dispatcher.join(1)
