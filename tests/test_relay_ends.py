@@ -142,7 +142,8 @@ def test_a_buffer_nobody_refers_to_lets_go_of_its_source() -> None:
 # C28
 def test_a_callback_gets_every_byte_in_order() -> None:
     read, write = os.pipe()
-    content, got, ended = data(16 * MIB), [], threading.Event()
+    content, ended = data(16 * MIB), threading.Event()
+    got: list[bytes] = []
     pump = relay.call(read, got.append)
     pump.on_done(lambda _: ended.set())
     feed(write, content).result()
@@ -165,7 +166,8 @@ def test_a_slow_callback_stops_its_own_source_only() -> None:
     assert inside.wait(LONG)
     for _ in range(20):
         other_read, other_write = os.pipe()
-        got, ended = [], threading.Event()
+        got: list[bytes] = []
+        ended = threading.Event()
         relay.call(other_read, got.append).on_done(lambda _, ended=ended: ended.set())  # type: ignore[misc]
         os.write(other_write, b"quick")
         os.close(other_write)
@@ -361,9 +363,7 @@ print("good")
 @pytest.mark.parametrize("capabilities", ["with", "without"])
 def test_busy_pipes_grow_and_are_given_back_where_they_are_not_free(capabilities: str) -> None:
     program = GROWING.format(kit=str(Path(__file__).parent))
-    done = subprocess.run(
-        [sys.executable, "-c", program, capabilities], capture_output=True, text=True, timeout=LONG
-    )
+    done = subprocess.run([sys.executable, "-c", program, capabilities], capture_output=True, text=True, timeout=LONG)
     assert (done.stdout, done.stderr, done.returncode) == ("good\n", "", 0)
 
 
