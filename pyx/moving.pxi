@@ -13,13 +13,6 @@ cdef enum:
 cdef char[PIECE] scratch    # relay thread only
 cdef size_t UNLIMITED = <size_t>-1
 
-cdef extern from *:
-    """
-    #ifndef F_GETPIPE_SZ
-    #define F_GETPIPE_SZ 1032
-    #endif
-    """
-
 
 cdef short look(int fd, short events) noexcept nogil:
     cdef pollfd polled

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fifo_kit import LONG, READ, WRITE, until
+from fifo_kit import LONG, READ, WRITE, Background, until
 from relay_kit import MIB, Sink, Source, data, feed, read_all, sha, steady, threads
 
 from libctrd import relay
@@ -256,6 +256,21 @@ def test_a_read_that_ran_out_of_time_has_lost_nothing() -> None:
     os.close(write)
     assert pump.read(5) == b"01234"
     assert pump.read(timeout=LONG) == b"56789abcdef"
+    os.close(read)
+
+
+def test_many_readers_of_one_buffer_share_it_without_loss() -> None:
+    read, write = os.pipe()
+    pump = relay.buffer(read, limit=5000)
+
+    def take() -> list[bytes]:
+        return list(iter(lambda: pump.read(777, timeout=LONG), b""))
+
+    readers = [Background(take) for _ in range(4)]
+    content = data(2 * MIB)
+    feed(write, content).result()
+    parts = [part for reader in readers for part in reader.result()]
+    assert sorted(b"".join(parts)) == sorted(content)
     os.close(read)
 
 
