@@ -71,7 +71,7 @@ static void init_ended(int status)
 	close_fd(&oom_fd);
 	close_fd(&oom_control);
 	/* A watcher has its answer and is let go, so that those who still wait in the backlog find a place. */
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && peers[i].fd != STARTER_FD && peers[i].watches && !peers[i].reads && !peers[i].want)
 			drop_peer(i);
 }

@@ -283,10 +283,13 @@ class LocalEngine:
         except CtrdError as error:
             log.warning("the end of container %s cannot be told: %s", id, error)
             return
+        if snapshot.exit is None and not snapshot.pid:
+            return  # not started yet
+        if snapshot.exit is None or not snapshot.exit.known:
+            log.warning("the shim of container %s is gone: the exit code is not known", id)
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
-        elif snapshot.pid:
-            log.warning("the shim of container %s is gone; its exit code will not be known", id)
+        else:
             self._watch_orphan(id, snapshot.pid)
 
     def _watch_orphan(self, id: str, pid: int) -> None:
