@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
 from libctrd.cli.signals import Signals
-from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.errors import CtrdError, DeadlineError, NotFoundError
 from libctrd.stdio import DETACHED, NULL, Stdio
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def leave(container: Container, signals: Signals, *, new: bool, interactive: boo
     When this raises, a *new* container has gone, and so has one that ran; one that could not be started stays.
     """
     streams = Stdio(DETACHED if interactive else NULL, DETACHED, DETACHED)
-    with _undone(container, new), signals.interrupting():
+    with _undone(container, new), signals.interrupting(lambda: _runs(container)):
         container.start(streams, **options)
         output.write_line(container.id)
 
@@ -48,13 +48,12 @@ def attend(
         if terminal and interactive and os.isatty(0):
             from libctrd.cli.terminal import raw
 
-            mode = stack.enter_context(raw(0))
-        with signals.interrupting():
+            mode = stack.enter_context(raw(0, signals))
+        with signals.interrupting(lambda: _runs(container)):
             container.start(Stdio(0 if interactive else NULL, 1, 2), **options)
         resize = _follow_size(container, signals) if terminal else _no_size
         if mode is not None:
-            mode.enter(signals=False)
-            signals.watch_stop(mode.restore, mode.resume)
+            mode.enter(keys=False)
         signals.forward(container.signal, resize)
         status = _wait(container)
     if not status.known:
@@ -68,6 +67,14 @@ def _has_lost_output(container: Container) -> bool:
     for name, error in lost.items():
         output.complain(f"output of container {container.id!r} to {name} is lost: {error}")
     return bool(lost)
+
+
+def _runs(container: Container) -> bool:
+    """Whether its start has got so far that it runs. It takes no lock: a handler of signals asks."""
+    try:
+        return container.pid != 0
+    except CtrdError:
+        return False
 
 
 @contextlib.contextmanager
