@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
 from libctrd.cli.signals import Signals
-from libctrd.errors import CtrdError, DeadlineError, NotFoundError
+from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, Stdio
 
 if TYPE_CHECKING:
@@ -70,22 +71,19 @@ def _has_lost_output(container: Container) -> bool:
 
 
 def _runs(container: Container) -> bool:
-    """Whether its start has got so far that it runs. It takes no lock: a handler of signals asks."""
-    try:
-        return container.pid != 0
-    except CtrdError:
-        return False
+    """Whether the start by this process has got so far that it runs. It takes no lock: a handler of signals asks."""
+    init = container._processes.get(INIT)
+    return init is not None and init.pid != 0
 
 
 @contextlib.contextmanager
 def _undone(container: Container, new: bool) -> Iterator[None]:
-    """Whatever is raised within ends and removes *container*, unless it was there before and has not started."""
+    """Whatever is raised within ends and removes *container* when it is *new* or was started by this process."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(NotFoundError):
-            if new or container.status != "created":
-                container.clean(force=True)
+        if new or container._processes:
+            container.clean(force=True)
         raise
 
 
