@@ -50,6 +50,7 @@ class Client:
         self._lanes = Lanes("ctrd-lane")
         self._telling = threading.local()
         self._closed = False
+        self._process = os.getpid()
         engine.subscribe(self._on_event)
 
     @property
@@ -85,7 +86,7 @@ class Client:
         specs.validate(spec)
         specs.check_rootfs(spec)
         with self._locked(id):
-            if id in self._containers:
+            if self._known(id):
                 raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
             claim, path = self._claim(id)
             bundle = path
@@ -106,7 +107,7 @@ class Client:
                 os.close(claim)
             container = Container(self, record)
             container._created_here = True
-            self._containers[id] = container
+            self._register(container)
             return container
 
     def _claim(self, id: str) -> tuple[int, str]:
@@ -184,6 +185,10 @@ class Client:
             os.close(claim)
         self._forget(container)
 
+    def _register(self, container: Container) -> None:
+        with self._guard:
+            self._containers[container.id] = container
+
     def _forget(self, container: Container) -> None:
         with self._guard:
             if self._containers.get(container.id) is container:
@@ -192,10 +197,9 @@ class Client:
     def _watch(self, container: Container) -> None:
         """From now on events of this container reach it, though another client has started it."""
         with self._locked(container.id):
-            if container._owned or container.id in self._containers:
+            if container._owned or self._known(container.id):
                 return
-            with self._guard:
-                self._containers[container.id] = container
+            self._register(container)
             try:
                 self._engine.watch(container.id)
             except BaseException:
@@ -272,6 +276,11 @@ class Client:
             container = self._known(event.id)
             if container is None:
                 log.debug("event %s of container %s, which is not known here", event.type, event.id)
+            elif event.type == "exit" and event.process != INIT:
+                container.clean_process(event.process)
+                code = event.status.code if event.status else None
+                info = StateInfo("exit-process", 0, event.process, code, container._oom_killed, self._now())
+                self._report(container, info)
             elif event.type == "exit":
                 self._exited(container, event.status or ExitStatus(255, known=False))
             elif event.type in ("pause", "resume"):
@@ -355,12 +364,18 @@ class Client:
             log.warning("a listener of %s takes longer than %g s; not waited for", self.address, CLOSE_SECONDS)
         self._lanes.close()
         self._engine.close()
+        for container in list(self._containers.values()):
+            container._let_go()
         for stream in self._streams:
             stream.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"this client of {self.address} is closed")
+        if self._process != os.getpid():
+            raise ClosedError(
+                f"this client of {self.address} belongs to the process that forked this one: connect anew"
+            )
 
     def __enter__(self) -> Client:
         return self

@@ -187,7 +187,13 @@ class LocalEngine:
         pid = starter.started()
         with self._lock:
             self._shims[record.id] = starter
-        self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        try:
+            self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        except BaseException:
+            with self._lock:
+                del self._shims[record.id]
+            starter.undo()
+            raise
         return pid
 
     def _arguments(self, record: Record, flags: str) -> list[str]:
@@ -205,8 +211,13 @@ class LocalEngine:
         """See `Engine.watch`."""
         where = self._directory(id)
         with self._lock:
-            if id in self._shims or id in self._watches:
+            starter = self._shims.get(id)
+            told = starter is not None and starter.socket in self._told
+            if (starter is not None and not told) or id in self._watches:
                 return
+        if told:
+            self._shim_gone(id)  # to whoever asks now it was not told
+            return
         try:
             peer = shim.connect(where)
         except NotFoundError:
@@ -343,7 +354,7 @@ class LocalEngine:
             self._watches.clear()
         for starter in shims.values():
             self._reactor.unwatch(starter.socket.fileno())
-            starter.socket.close()
+            starter.let_go()
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()
