@@ -48,27 +48,42 @@ def test_a_signal_that_was_ignored_at_our_start_stays_ignored(ctrd: Ctrd) -> Non
     assert process.wait(30) == 9
 
 
+@pytest.mark.parametrize("command", ["run", "run -d", "create"])
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
-def test_a_signal_while_the_runtime_still_starts_undoes_the_start(ctrd: Ctrd, tmp_path: Path, name: str) -> None:
-    runtime, arrived = slow_runtime(tmp_path)
-    ctrd.program += ["--runtime", str(runtime)]
-    process = ctrd.popen("run", "--rootfs", ctrd.rootfs, "--id", "x", "true")
+def test_a_signal_while_a_runtime_is_tried_ends_ctrd(ctrd: Ctrd, tmp_path: Path, command: str, name: str) -> None:
+    interrupt(ctrd, hanging_runtime(tmp_path, "*"), command, name)
+
+
+@pytest.mark.parametrize("command", ["run", "run -d"])
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+def test_a_signal_while_the_runtime_still_starts_undoes_the_start(
+    ctrd: Ctrd, tmp_path: Path, command: str, name: str
+) -> None:
+    interrupt(ctrd, hanging_runtime(tmp_path, "*/state/x/*' run '*"), command, name)
+
+
+def interrupt(ctrd: Ctrd, runtime: tuple[Path, Path], command: str, name: str) -> None:
+    """Sends the signal when *runtime* hangs: ctrd says no word and leaves nothing."""
+    program, arrived = runtime
+    ctrd.program += ["--runtime", str(program)]
+    process = ctrd.popen(*command.split(), "--rootfs", ctrd.rootfs, "--id", "x", "true")
     with open(arrived, "rb") as told:
-        assert told.read() == b"create\n"
+        assert told.read() == b"here\n"
     process.send_signal(getattr(signal, f"SIG{name}"))
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (128 + getattr(signal, f"SIG{name}"), b"", b"")
     assert os.listdir(ctrd.state_dir) == []
 
 
-def slow_runtime(where: Path) -> tuple[Path, Path]:
-    """A runtime that works when it is tried, tells through a fifo when it is to start a container, and hangs then."""
+def hanging_runtime(where: Path, when: str) -> tuple[Path, Path]:
+    """A runtime that tells through a fifo that it is called, and hangs then, when its arguments match *when*."""
     arrived = where / "arrived"
     os.mkfifo(arrived)
-    runtime = where / "slow-runtime"
+    runtime = where / "runtime"
     runtime.write_text(
-        f'#!/bin/bash\n[[ "$*" == *ctrd-try-* || "$*" == *delete* ]] && exec runc "$@"\n'
-        f"echo create >{arrived}\nexec sleep 1000\n"
+        "#!/bin/bash\n"
+        f'[[ "$*" == *" delete "* || "$*" != {when} ]] && exec runc "$@"\n'
+        f"echo here >{arrived}\nexec sleep 1000\n"
     )
     runtime.chmod(0o755)
     return runtime, arrived

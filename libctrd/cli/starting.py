@@ -1,4 +1,4 @@
-"""The two ways in which ctrd starts a container: to attend it until its end, or to leave it to itself."""
+"""How ctrd makes a container and starts it: to attend it until its end, or to leave it to itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,27 @@ from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, Stdio
 
 if TYPE_CHECKING:
+    from libctrd.client import Client
     from libctrd.container import Container
     from libctrd.state import ExitStatus
 
 LAST_SECONDS = 1.0
 """How long an end that is under way may still take once ctrd was told to end."""
+
+
+def create(client: Client, signals: Signals, id: str | None, spec: dict[str, Any]) -> Container:
+    """Creates a container, with a fresh *id* when there is none. When this raises there is none."""
+    from libctrd import ids
+
+    id = ids.generate() if id is None else id
+    try:
+        with signals.interrupting(lambda: False):
+            return client.create(id, spec)
+    except BaseException:
+        made = client._known(id)
+        if made is not None:  # a signal came when it had just been made
+            made.clean()
+        raise
 
 
 def leave(container: Container, signals: Signals, *, new: bool, interactive: bool, **options: Any) -> None:
