@@ -85,6 +85,7 @@ class Client:
         arguments = _strings(runtime_args)
         specs.validate(spec)
         specs.check_rootfs(spec)
+        directory.check_room()
         with self._locked(id):
             if self._known(id):
                 raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
