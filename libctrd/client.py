@@ -275,6 +275,11 @@ class Client:
             container = self._known(event.id)
             if container is None:
                 log.debug("event %s of container %s, which is not known here", event.type, event.id)
+            elif event.type == "exit" and event.process != INIT:
+                container.clean_process(event.process)
+                code = event.status.code if event.status else None
+                info = StateInfo("exit-process", 0, event.process, code, container._oom_killed, self._now())
+                self._report(container, info)
             elif event.type == "exit":
                 self._exited(container, event.status or ExitStatus(255, known=False))
             elif event.type in ("pause", "resume"):

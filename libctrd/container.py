@@ -26,7 +26,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
-from libctrd.stdio import DETACHED, PIPE, IOPipe
+from libctrd.stdio import PIPE, IOPipe
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -155,6 +155,16 @@ class Container:
         init = self._processes.get(INIT)
         return init.streams.pipe if init is not None else None
 
+    def undelivered(self) -> dict[str, CtrdError]:
+        """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
+
+        Empty in every client but the one that started it. A sink that fails stops no container: what it prints from
+        then on is dropped, and it is for the caller to ask, once `wait` has returned.
+        """
+        init = self._processes.get(INIT)
+        pumps = init.streams.delivering if init is not None else {}
+        return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
+
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""
         init = self._processes.get(INIT)
@@ -187,11 +197,6 @@ class Container:
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
             log = os.path.abspath(log)
-        if auto_remove and (stdio is not DETACHED or unattended == "hold"):
-            raise InvalidArgumentError(
-                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
-                "otherwise a client cleans, or output would be lost that is held for one"
-            )
         client = self._client
         with client._locked(self.id):
             init = self._launch(
@@ -220,6 +225,11 @@ class Container:
         client = self._client
         self._require_not_started()
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
+        if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
+            raise InvalidArgumentError(
+                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
+                "otherwise a client cleans, or output would be lost that is held for one"
+            )
         try:
             init.open()
             self._processes[INIT] = init
@@ -238,7 +248,7 @@ class Container:
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
-        self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
+        self._owned = not init.streams.left_to_others
         init.started(pid)
         return init
 

@@ -47,7 +47,8 @@ INHERIT = Choice.INHERIT
 NULL = Choice.NULL
 """No stream: ``/dev/null`` in the container."""
 DETACHED = Choice.DETACHED
-"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told."""
+"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
+container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
 
 
 class HasFileno(Protocol):
@@ -261,11 +262,14 @@ class Streams:
                 f"stdio={stdio!r} is not known: give PIPE, INHERIT, NULL, a Stdio(...) or a function of an IOPipe"
             )
         self.chosen: tuple[Choice | int, ...] = chosen
+        self.left_to_others = DETACHED in chosen and all(choice in (NULL, DETACHED) for choice in chosen)
+        """This process holds no stream, and others may: so it does not clean after the end either."""
         self.terminal = terminal
         if terminal and chosen[1] is NULL:  # a terminal's output must go somewhere
             self.chosen = (chosen[0], DETACHED, DETACHED)
         self.pipe = IOPipe(None, None, None, terminal)
         self.pumps: list[relay.Pump] = []
+        self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self._stdin_pump: relay.Pump | None = None
 
@@ -275,11 +279,6 @@ class Streams:
             name for name, choice in zip(("stdin", "stdout", "stderr"), self.chosen, strict=True) if choice is not NULL
         ]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
-
-    @property
-    def unattended(self) -> bool:
-        """True when no stream is held by this process."""
-        return all(choice in (NULL, DETACHED) for choice in self.chosen)
 
     def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
@@ -318,7 +317,8 @@ class Streams:
                 self.pumps.append(self.captured[name])
             else:
                 fd = own if choice is INHERIT else choice
-                self.pumps.append(relay.copy(fifo, fd, on_sink_error="drain", close_sink=False))
+                self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
+                self.pumps.append(self.delivering[name])
 
     def said(self) -> str:
         """What a start that failed has left in the fifos: a runtime's own words, when it knows no log."""

@@ -124,3 +124,66 @@ cdef extern from *:
     int wake_pair "ctrd_wake_pair"(int *fds) nogil
 
     int ppoll "ctrd_ppoll"(pollfd *fds, unsigned long count, int64_t nanoseconds, const sigset_t *mask) nogil
+
+
+# What the relay needs: epoll and eventfd for its one thread, splice to move bytes without copying, terminals, capabilities.
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <sys/ioctl.h>
+    #include <sys/socket.h>
+    #include <sys/stat.h>
+    #include <sys/syscall.h>
+    #include <termios.h>
+    #ifdef __linux__
+    #include <linux/capability.h>
+    /* Whether pipes may grow without limit: the kernel asks for these two in the first user namespace only. */
+    static inline int ctrd_pipes_are_free(void)
+    {
+        struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
+        struct __user_cap_data_struct data[2];
+        struct stat user;
+        if (syscall(SYS_capget, &header, data) || stat("/proc/self/ns/user", &user) || user.st_ino != 0xEFFFFFFDU)
+            return 0;
+        return (data[0].effective & (1U << CAP_SYS_ADMIN | 1U << CAP_SYS_RESOURCE)) != 0;
+    }
+    static inline int ctrd_is_terminal_master(int fd) { unsigned number; return ioctl(fd, TIOCGPTN, &number) == 0; }
+    static inline void ctrd_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+    #else
+    #define EPOLLIN 1
+    #define EPOLLOUT 4
+    #define EPOLLERR 8
+    #define EPOLLHUP 16
+    #define EPOLLET 0
+    #define EPOLL_CTL_ADD 1
+    #define EPOLL_CTL_DEL 2
+    #define SPLICE_F_MOVE 1
+    #define SPLICE_F_NONBLOCK 2
+    typedef union { uint64_t u64; } epoll_data_t;
+    struct epoll_event { uint32_t events; epoll_data_t data; };
+    static inline int ctrd_no(void) { errno = ENOSYS; return -1; }
+    #define epoll_create1(flags) ctrd_no()
+    #define epoll_ctl(epoll, what, fd, event) ctrd_no()
+    #define epoll_wait(epoll, events, count, milliseconds) ctrd_no()
+    #define EPOLL_CLOEXEC 0
+    #define splice(from, at, to, there, size, flags) ((void)(from), (void)(to), (void)(size), ctrd_no())
+    static inline int ctrd_pipes_are_free(void) { return 0; }
+    static inline int ctrd_is_terminal_master(int fd) { (void)fd; return 0; }
+    static inline void ctrd_name_thread(const char *name) { (void)name; }
+    #endif
+    """
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLET
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    int epoll_create1(int flags) nogil
+    int epoll_ctl(int epoll, int what, int fd, epoll_event *event) nogil
+    int epoll_wait(int epoll, epoll_event *events, int count, int milliseconds) nogil
+    unsigned int SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+    ssize_t splice(int source, void *at, int sink, void *there, size_t size, unsigned int flags) nogil
+    bint pipes_are_free "ctrd_pipes_are_free"() nogil
+    bint is_terminal_master "ctrd_is_terminal_master"(int fd) nogil
+    void name_thread "ctrd_name_thread"(const char *name) nogil

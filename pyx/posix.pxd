@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     int errno
-    int EACCES, EAGAIN, EBADF, EBUSY, ECONNRESET, EEXIST, EINTR, EINVAL, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM
-    int ENOSPC, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EPIPE, ESRCH, ESTALE
+    int EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENODEV
+    int ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EPIPE, ESRCH, ESTALE
 
 cdef extern from *:
     """
@@ -23,7 +23,7 @@ cdef extern from "<sys/types.h>" nogil:
     ctypedef int pid_t
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_CREAT, O_NONBLOCK, O_CLOEXEC, O_NOFOLLOW, O_APPEND
+    int O_RDONLY, O_WRONLY, O_RDWR, O_ACCMODE, O_CREAT, O_NONBLOCK, O_CLOEXEC, O_NOFOLLOW, O_NOCTTY, O_APPEND
     int F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_GETFD, F_SETFD, FD_CLOEXEC
     int c_open "open"(const char *path, int flags, ...)
     int fcntl(int fd, int command, ...)
@@ -48,6 +48,7 @@ cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
     ssize_t c_read "read"(int fd, void *buffer, size_t size)
     ssize_t c_write "write"(int fd, const void *data, size_t size)
+    int isatty(int fd)
     int pipe(int *fds)
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -77,7 +78,7 @@ cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
-    clockid_t CLOCK_MONOTONIC
+    clockid_t CLOCK_MONOTONIC, CLOCK_REALTIME
     int clock_gettime(clockid_t clock, timespec *now)
 
 cdef extern from "<signal.h>" nogil:
@@ -88,16 +89,33 @@ cdef extern from "<signal.h>" nogil:
     ctypedef void (*sighandler_t)(int) noexcept nogil
     struct c_sigaction "sigaction":
         sighandler_t sa_handler
-    int SIGINT, SIGPIPE, SIG_BLOCK, SIG_SETMASK
+    int SIGINT, SIGPIPE, SIGTTIN, SIGTTOU, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIG_BLOCK, SIG_SETMASK
     sighandler_t SIG_IGN, SIG_DFL
     int sigemptyset(sigset_t *signals)
     int sigfillset(sigset_t *signals)
     int sigaddset(sigset_t *signals, int number)
+    int sigdelset(sigset_t *signals, int number)
     int sigismember(const sigset_t *signals, int number)
     int sigpending(sigset_t *signals)
     int sigaction(int number, const c_sigaction *new, c_sigaction *old)
     int sigwait(const sigset_t *signals, int *number)
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
+
+cdef extern from "<semaphore.h>" nogil:
+    ctypedef struct sem_t:
+        pass
+    int sem_init(sem_t *semaphore, int shared, unsigned int value)
+    int sem_destroy(sem_t *semaphore)
+    int sem_post(sem_t *semaphore)
+    int sem_wait(sem_t *semaphore)
+    int sem_timedwait(sem_t *semaphore, const timespec *until)
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    int MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_ERROR
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -114,6 +132,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
     int pthread_cond_signal(pthread_cond_t *condition)
     int pthread_cond_broadcast(pthread_cond_t *condition)
+    int pthread_attr_init(pthread_attr_t *attributes)
+    int pthread_attr_setstacksize(pthread_attr_t *attributes, size_t size)
+    int pthread_attr_destroy(pthread_attr_t *attributes)
     int pthread_create(pthread_t *thread, pthread_attr_t *attributes, void *(*run)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
     int pthread_detach(pthread_t thread)

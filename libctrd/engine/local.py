@@ -6,12 +6,12 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import select
 import socket
 import threading
+import zlib
 from datetime import datetime, timezone
 
 import msgspec
@@ -205,8 +205,13 @@ class LocalEngine:
         """See `Engine.watch`."""
         where = self._directory(id)
         with self._lock:
-            if id in self._shims or id in self._watches:
+            starter = self._shims.get(id)
+            told = starter is not None and starter.socket in self._told
+            if (starter is not None and not told) or id in self._watches:
                 return
+        if told:
+            self._shim_gone(id)  # to whoever asks now it was not told
+            return
         try:
             peer = shim.connect(where)
         except NotFoundError:
@@ -351,7 +356,7 @@ class LocalEngine:
 
 def mark(root: str) -> str:
     """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
-    return hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+    return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
 
 
 def _unified() -> bool:

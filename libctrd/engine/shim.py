@@ -10,7 +10,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import msgspec
 
@@ -26,7 +25,7 @@ from libctrd.errors import (
 )
 from libctrd.state import ExitStatus
 
-PROGRAM = str(Path(__file__).parent.parent / "ctrd-shim")
+PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "ctrd-shim")
 SOCKET = "shim.sock"
 EXIT_RECORD = "exit.json"
 PID_FILE = "pid"

@@ -1,0 +1,345 @@
+# The relay thread (a part of relay.pyx): it waits in one place, for all pumps, and takes turns with those that can move.
+# It never takes the GIL. The poller is four functions; the rest does not know which one it is.
+
+cdef enum:
+    TAG_WAKE = 1            # tags of the poller that are no pump; with a pump, the lowest bit says which end
+    TAG_PEERS = 2
+    TAG_PEER_EVENTS = 3
+    BATCH = 64
+    LOOK_AGAIN = 25         # ms, for a pending sink without a watch
+    SETTLE = 1              # ms that a reader must have been there, see `settle`
+    IDLE = 1000             # ms without a byte, after which a grown pipe is given back
+
+
+# --- the poller ----------------------------------------------------------------------------------------------------
+
+
+cdef int poller_open() noexcept nogil:
+    return epoll_create1(EPOLL_CLOEXEC)
+
+
+cdef int poller_add(int fd, uint32_t events, uint64_t tag) noexcept nogil:
+    """0 or an errno; EPERM: such a descriptor never waits."""
+    cdef epoll_event event
+    event.events = events
+    event.data.u64 = tag
+    return 0 if epoll_ctl(relay.poller, EPOLL_CTL_ADD, fd, &event) == 0 else errno
+
+
+cdef void poller_remove(End *end) noexcept nogil:
+    """Closing is not enough: while a child of a fork holds the open file, its events would go on to arrive."""
+    cdef epoll_event event
+    if end.polled:
+        end.polled = False
+        epoll_ctl(relay.poller, EPOLL_CTL_DEL, end.fd, &event)
+
+
+cdef int poller_wait(epoll_event *events, int timeout) noexcept nogil:
+    return epoll_wait(relay.poller, events, BATCH, timeout)
+
+
+# --- pumps ---------------------------------------------------------------------------------------------------------
+
+
+cdef void make_ready(pump_t *pump) noexcept nogil:
+    """At the end of the list of those that take a turn."""
+    if pump.in_ready or pump.done or pump.ended:
+        return
+    pump.in_ready = True
+    pump.references += 1
+    pump.next_ready = NULL
+    if relay.ready == NULL:
+        relay.ready = pump
+    else:
+        relay.last_ready.next_ready = pump
+    relay.last_ready = pump
+
+
+cdef int poll_end(pump_t *pump, End *end, uint32_t events, uint64_t side) noexcept nogil:
+    cdef int number
+    if end.fd < 0 or end.polled:
+        return 0
+    number = poller_add(end.fd, events | EPOLLET, <uint64_t>pump | side)
+    if number == 0:
+        end.polled = True
+        return 0
+    if number != EPERM:
+        return number
+    end.ready = True
+    if end.how == ASK:
+        end.how = PLAIN
+    return 0
+
+
+cdef void over(pump_t *pump) noexcept nogil:
+    """The end of a pump: everything of it is let go, and who waits for it is told."""
+    if pump.pending and pump.token >= 0:
+        peer_unwatch(pump.token)
+    pump.pending = False
+    shrink(&pump.source)
+    shrink(&pump.sink)
+    if pump.source.grown_from:
+        relay.grown -= 1
+    if pump.sink.grown_from:
+        relay.grown -= 1
+    pthread_mutex_lock(&lock)
+    poller_remove(&pump.source)
+    poller_remove(&pump.sink)
+    close_end(&pump.source)
+    close_end(&pump.sink)
+    free(pump.rest)
+    pump.rest = NULL
+    if pump.kind == CALL and pump.error_at in (NOWHERE, SOURCE):
+        pump.ended = True           # done when the callback has had everything, see `handle`
+        queue_job(pump)
+    else:
+        become_done(pump)
+    unlist(pump)
+    pthread_mutex_unlock(&lock)
+
+
+cdef void turn(pump_t *pump) noexcept nogil:
+    cdef uint64_t before = pump.moved
+    cdef int result
+    if pump.kind == DISCARD:
+        result = turn_discard(pump)
+    elif pump.kind == COPY:
+        result = turn_copy(pump)
+    else:
+        result = turn_buffer(pump)
+    if result == OVER:
+        over(pump)
+        return
+    if not pump.tried_growing and pump.moved - before >= PIECE:     # it moves a pipe full at a time
+        pump.tried_growing = True
+        grow(&pump.source)
+        if pump.sink.how == OURS:
+            grow(&pump.sink)
+    if result == AGAIN:
+        make_ready(pump)
+
+
+cdef void begin(pump_t *pump) noexcept nogil:
+    cdef int number = poll_end(pump, &pump.source, EPOLLIN, 0)
+    if number == 0:
+        number = poll_end(pump, &pump.sink, EPOLLOUT, 1)
+    if number == 0 and pump.pending:
+        watch(pump)
+    if number:
+        pthread_mutex_lock(&lock)
+        fail(pump, number, WATCH)
+        pthread_mutex_unlock(&lock)
+        over(pump)
+    elif pump.source.ready or pump.no_more or pump.bounded:
+        make_ready(pump)
+
+
+cdef void watch(pump_t *pump) noexcept nogil:
+    """First the watch, then the look: a reader that opens in between makes an event (see peer_watch)."""
+    cdef int fd
+    pump.token = -1
+    if not writer_connected(pump.sink.fd):
+        pump.token = peer_watch(pump.sink.fd, relay.peers[1])
+        fd = peer_fd()
+        if pump.token >= 0 and poller_add(fd, EPOLLIN, TAG_PEER_EVENTS) not in (0, EEXIST):
+            peer_unwatch(pump.token)
+            pump.token = -1
+    settle(pump)
+
+
+cdef void settle(pump_t *pump) noexcept nogil:
+    """Looks whether the reader of a pending sink is there.
+
+    It counts when it is there at two looks, 1 ms apart: a writer that opens the same fifo in another process is its own
+    reader for a moment.
+    """
+    cdef bint there = writer_connected(pump.sink.fd)
+    cdef int64_t now = monotonic()
+    if there and pump.seen and now - pump.seen >= SETTLE * 1000000:
+        if pump.token >= 0:
+            peer_unwatch(pump.token)
+        pump.token = -1
+        pump.pending = False
+        make_ready(pump)
+        return
+    if not there:
+        pump.seen = 0
+    elif not pump.seen:
+        pump.seen = now
+    relay.timed = relay.timed or there or pump.token < 0
+
+
+cdef void settle_all() noexcept nogil:
+    """The list of all changes under the lock only; this thread alone takes pumps out, others only put in at its head."""
+    cdef pump_t *pump
+    cdef pump_t *next
+    relay.timed = False
+    pthread_mutex_lock(&lock)
+    pump = relay.all
+    pthread_mutex_unlock(&lock)
+    while pump != NULL:
+        next = pump.next
+        if pump.pending and pump.sink.polled:
+            settle(pump)
+        pump = next
+
+
+cdef void give_back() noexcept nogil:
+    """Shrinks the grown pipes through which nothing has come since the last time."""
+    cdef pump_t *pump
+    pthread_mutex_lock(&lock)
+    pump = relay.all
+    pthread_mutex_unlock(&lock)
+    while pump != NULL:
+        if pump.source.grown_from or pump.sink.grown_from:
+            if pump.swept == pump.moved:
+                shrink(&pump.source)
+                shrink(&pump.sink)
+                pump.tried_growing = False
+            pump.swept = pump.moved
+        pump = pump.next
+
+
+cdef void obey(pump_t *pump, unsigned int commands) noexcept nogil:
+    cdef int there = 0
+    if pump.done or pump.ended:
+        return
+    if commands & CANCEL:
+        pthread_mutex_lock(&lock)
+        fail(pump, ECANCELED, CANCELLED)
+        pthread_mutex_unlock(&lock)
+        over(pump)
+        return
+    if commands & SINK_GONE:
+        pump.draining = True
+    if commands & NO_MORE:
+        pump.no_more = pump.source.ready = True
+    if commands & FINISH and not pump.bounded:
+        if ioctl(pump.source.fd, FIONREAD, &there) < 0:
+            there = 0
+        pump.bounded = pump.source.ready = True
+        pump.remaining = there
+    if commands & START:
+        begin(pump)
+    else:
+        make_ready(pump)
+
+
+cdef void event_of(pump_t *pump, bint sink, uint32_t events) noexcept nogil:
+    cdef int number = 0
+    cdef socklen_t size = sizeof(number)
+    if not sink:
+        pump.source.ready = True
+        if events & EPOLLHUP and pump.source.pipe:
+            pump.hung_up = True
+    else:
+        if pump.pending:
+            return              # its reader has never been there: that is what the error says
+        if events & EPOLLERR or (events & EPOLLHUP and not pump.sink.pipe):
+            if pump.sink.how == SOCKET:
+                getsockopt(pump.sink.fd, SOL_SOCKET, SO_ERROR, &number, &size)
+            elif pump.sink.terminal:
+                number = EIO
+            pump.sink_error = number or EPIPE
+    make_ready(pump)
+
+
+# --- the thread ----------------------------------------------------------------------------------------------------
+
+
+cdef void empty(int fd) noexcept nogil:
+    cdef char[64] bytes
+    while c_read(fd, bytes, sizeof(bytes)) == sizeof(bytes):
+        pass
+
+
+cdef int patience() noexcept nogil:
+    """How long to wait for an event, in ms."""
+    if relay.ready != NULL:
+        return 0
+    if relay.timed:
+        return SETTLE if someone_seen() else LOOK_AGAIN
+    return IDLE if relay.grown else -1
+
+
+cdef bint someone_seen() noexcept nogil:
+    cdef pump_t *pump
+    pthread_mutex_lock(&lock)
+    pump = relay.all
+    pthread_mutex_unlock(&lock)
+    while pump != NULL:
+        if pump.pending and pump.seen:
+            return True
+        pump = pump.next
+    return False
+
+
+cdef bint take_commands() noexcept nogil:
+    """False when the thread is to end."""
+    cdef pump_t *pump
+    cdef unsigned int commands
+    cdef bint stop
+    while True:
+        pthread_mutex_lock(&lock)
+        stop = relay.stop
+        pump = NULL if stop else relay.commands
+        if pump != NULL:
+            relay.commands = pump.next_command
+            commands = pump.commands
+            pump.commands = 0
+        pthread_mutex_unlock(&lock)
+        if pump == NULL:
+            return not stop
+        obey(pump, commands)
+        pthread_mutex_lock(&lock)
+        forget(pump)
+        pthread_mutex_unlock(&lock)
+
+
+cdef void *run(void *nothing) noexcept nogil:
+    cdef epoll_event[BATCH] events
+    cdef pump_t *pump
+    cdef pump_t *last
+    cdef uint64_t tag
+    cdef int64_t swept = monotonic()
+    cdef int64_t settled = swept
+    cdef int i, count
+    cdef bint commanded, opened
+    name_thread(b"ctrd-relay")
+    while True:
+        count = poller_wait(events, patience())
+        commanded = opened = False
+        for i in range(count):
+            tag = events[i].data.u64
+            if tag == TAG_WAKE:
+                empty(relay.wake[0])
+                commanded = True
+            elif tag == TAG_PEERS:
+                empty(relay.peers[0])
+                opened = True
+            elif tag == TAG_PEER_EVENTS:
+                peer_dispatch()
+            else:
+                event_of(<pump_t *>(tag & ~<uint64_t>1), tag & 1, events[i].events)
+        # Pumps end only from here on, when no event of the batch is left that could name one.
+        if commanded and not take_commands():
+            return NULL
+        if opened or (relay.timed and monotonic() - settled >= SETTLE * 1000000):
+            settled = monotonic()
+            settle_all()
+        last = relay.last_ready
+        while relay.ready != NULL:
+            pump = relay.ready
+            relay.ready = pump.next_ready
+            pump.in_ready = False
+            if not pump.done and not pump.ended:
+                turn(pump)
+            pthread_mutex_lock(&lock)
+            i = pump == last
+            forget(pump)
+            pthread_mutex_unlock(&lock)
+            if i:
+                break
+        if relay.grown and monotonic() - swept >= <int64_t>IDLE * 1000000:
+            swept = monotonic()
+            give_back()

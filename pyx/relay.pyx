@@ -1,0 +1,660 @@
+"""The one thread that moves bytes for every fifo (contract rows C12, C17, C28).
+
+A pump takes what a source gives, a `Fifo` or any descriptor, to a sink, to a bounded buffer, to a Python callback, or to
+nowhere. One native thread moves the bytes of all pumps; it never takes the GIL and waits in its poller only, so that a
+slow sink stops its own source and nothing else. What is read is delivered or said to be lost; nothing piles up. It knows
+nothing of containers, and opens no fifo (`libctrd.fifo` does).
+
+The parts: pumps.pxi, what a pump is and the lists it is in; moving.pxi, how bytes move; loop.pxi, the thread;
+dispatch.pxi, how Python is called; here, the classes, the descriptors, and the beginning and end of it all.
+"""
+
+import atexit
+import logging
+import os
+import threading
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from libctrd.fifo cimport Fifo, peer_dispatch, peer_fd, peer_unwatch, peer_watch, writer_connected
+from libctrd.linux cimport *
+from libctrd.posix cimport *
+
+from libctrd.errors import (
+    CancelledError,
+    DeadlineError,
+    InvalidArgumentError,
+    UnavailableError,
+    from_errno,
+)
+
+logger = logging.getLogger(__name__)
+cdef bint stopped = False       # the interpreter is at its end: no Python is called any more
+
+include "pumps.pxi"
+include "moving.pxi"
+include "loop.pxi"
+include "dispatch.pxi"
+
+cdef size_t UNLIMITED = <size_t>-1
+cdef str KINDS = "discard copy buffer call"
+
+
+# --- pumps as Python sees them -------------------------------------------------------------------------------------
+
+
+cdef class Pump:
+    """What moves the bytes of one source; made by `copy`, `discard`, `call` and `buffer`.
+
+    It goes on without being referred to, until the source has come to its end. Its methods may be called from any thread.
+    In the child of a fork it is over, with a `CancelledError`; the parent's goes on.
+    """
+
+    cdef pump_t *pump
+    cdef readonly object source
+    cdef readonly object sink
+    cdef object _callback
+    cdef list _callbacks
+    cdef object _error
+    cdef bint _failed
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self._callbacks = []
+        self.pump = <pump_t *>calloc(1, sizeof(pump_t))
+        if self.pump == NULL:
+            raise MemoryError
+        self.pump.references = 1
+        self.pump.token = self.pump.source.fd = self.pump.sink.fd = -1
+        self.pump.done = True           # until it is started
+
+    def __init__(self):
+        raise TypeError("a pump is made by copy(), discard(), call() or buffer()")
+
+    def __dealloc__(self):
+        if self.pump != NULL:
+            pthread_mutex_lock(&lock)
+            if self.pump.kind == BUFFER:
+                command(self.pump, CANCEL)      # nobody can read it any more
+            forget(self.pump)
+            pthread_mutex_unlock(&lock)
+
+    def __repr__(self):
+        state = "under way" if not self.done else "done" if self.error is None else "failed"
+        to = f" -> {self.sink}" if self.sink is not None else ""
+        return f"<Pump {KINDS.split()[self.pump.kind]} {self.source}{to}, {self.bytes} bytes, {state}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over: all was delivered, or it failed, or was cancelled. Its descriptors are closed then."""
+        cdef bint done
+        pthread_mutex_lock(&lock)
+        done = self.pump.done
+        pthread_mutex_unlock(&lock)
+        return done
+
+    @property
+    def bytes(self) -> int:
+        """Bytes delivered so far: those that the sink has taken, or, without a descriptor as sink, the source has given."""
+        cdef uint64_t moved
+        pthread_mutex_lock(&lock)
+        moved = self.pump.moved
+        pthread_mutex_unlock(&lock)
+        return moved
+
+    @property
+    def error(self):
+        """What failed first (`CtrdError`), or ``None``. A sink's failure is known at once, also while the source is drained."""
+        cdef int number, at
+        if self._error is None:
+            pthread_mutex_lock(&lock)
+            number, at = self.pump.error, self.pump.error_at
+            pthread_mutex_unlock(&lock)
+            if at == SOURCE:
+                self._error = from_errno(number, f"read from {self.source} (read)")
+            elif at == SINK:
+                self._error = from_errno(number, f"write to {self.sink} (write)")
+            elif at == WATCH:
+                self._error = from_errno(number, f"watch {self.source} (epoll_ctl)")
+            elif at == CANCELLED:
+                self._error = CancelledError(f"the pump of {self.source} was cancelled")
+        return self._error
+
+    def wait(self, timeout=None) -> bool:
+        """Waits until it is over, *timeout* seconds at most; returns whether it is. Ctrl-C interrupts it; `error` tells why."""
+        return self.await_bytes(deadline_of(timeout), False)
+
+    cdef bint await_bytes(self, int64_t deadline, bint bytes_too) except -1:
+        """Waits for the end, or for bytes in the buffer too. False: the deadline has passed."""
+        cdef Waiter waiter
+        cdef Waiter **link
+        cdef bint there
+        cdef pump_t *pump = self.pump
+        pthread_mutex_lock(&lock)
+        there = pump.done or (bytes_too and pump.held > 0)
+        if there:
+            pthread_mutex_unlock(&lock)
+            return True
+        sem_init(&waiter.woken, 0, 0)
+        waiter.next = pump.waiters
+        pump.waiters = &waiter
+        pthread_mutex_unlock(&lock)
+        try:
+            while True:
+                with nogil:
+                    wait_until(&waiter, deadline)
+                pthread_mutex_lock(&lock)
+                there = pump.done or (bytes_too and pump.held > 0)
+                pthread_mutex_unlock(&lock)
+                if there:
+                    return True
+                PyErr_CheckSignals()
+                if 0 <= deadline <= monotonic():
+                    return False
+        finally:
+            pthread_mutex_lock(&lock)
+            link = &pump.waiters
+            while link[0] != NULL and link[0] != &waiter:
+                link = &link[0].next
+            if link[0] != NULL:
+                link[0] = waiter.next
+            pthread_mutex_unlock(&lock)
+            sem_destroy(&waiter.woken)
+
+    def cancel(self) -> None:
+        """Ends it now: what the source still holds stays there, and `error` is a `CancelledError`. Idempotent; no waiting."""
+        self.tell(CANCEL)
+
+    def no_more_writers(self) -> None:
+        """No writer comes any more: a read of nothing is the end, also of a fifo that never had one. Idempotent.
+
+        What is in the fifo is delivered first, and a writer that is there is awaited as usual.
+        """
+        self.tell(NO_MORE)
+
+    def finish(self) -> None:
+        """Ends it once what the source holds now is delivered, though somebody may keep it open and write on. Idempotent."""
+        self.tell(FINISH)
+
+    cdef void tell(self, unsigned int what) noexcept:
+        pthread_mutex_lock(&lock)
+        command(self.pump, what)
+        pthread_mutex_unlock(&lock)
+
+    def on_done(self, callback) -> None:
+        """Calls ``callback(pump)`` once, from a thread of the relay's, when it is over; soon, when it is already.
+
+        What it raises is logged. In the child of a fork nothing is called.
+        """
+        if not callable(callback):
+            raise InvalidArgumentError(f"on_done takes a function of a pump, not {callback!r}")
+        keep(self)
+        self._callbacks.append(callback)
+        pthread_mutex_lock(&lock)
+        self.pump.owner = <PyObject *>self      # a worker that was at its end may have let go of it
+        self.pump.notify = True
+        if self.pump.done:
+            queue_job(self.pump)
+        pthread_mutex_unlock(&lock)
+        kept.add(self)
+
+    cdef object drain(self, Py_ssize_t size):
+        """Up to *size* bytes of what is buffered (-1: all of it), ``b""`` when there is nothing.
+
+        Whole chunks are taken out under the lock and copied without it; of the last one a part is copied where it lies, which
+        nobody else touches: other readers are kept away by the GIL, and the relay writes behind its end.
+        """
+        cdef pump_t *pump = self.pump
+        cdef Chunk *chunks = NULL
+        cdef Chunk **last = &chunks
+        cdef Chunk *chunk
+        cdef Chunk *part = NULL
+        cdef size_t count, there, left
+        cdef bytes data
+        cdef char *to
+        pthread_mutex_lock(&lock)
+        there = pump.held
+        pthread_mutex_unlock(&lock)
+        if size >= 0:
+            there = min(there, <size_t>size)
+        if there == 0:
+            return b""
+        data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>there)
+        to = PyBytes_AS_STRING(data)
+        pthread_mutex_lock(&lock)
+        left = there
+        while left:
+            chunk = pump.head
+            count = chunk.end - chunk.start
+            if count > left or (pump.writing and chunk == pump.tail):
+                part = chunk
+                break
+            pump.head = chunk.next
+            if pump.head == NULL:
+                pump.tail = NULL
+            chunk.next = NULL
+            last[0] = chunk
+            last = &chunk.next
+            left -= count
+        pthread_mutex_unlock(&lock)
+        if part != NULL:
+            memcpy(to + (there - left), bytes_of(part) + part.start, left)
+        pthread_mutex_lock(&lock)
+        if part != NULL:
+            part.start += left
+        pump.held -= there
+        if pump.full:
+            pump.full = False
+            command(pump, LOOK)
+        pthread_mutex_unlock(&lock)
+        if there > LAST_CHUNK:
+            with nogil:
+                copy_chunks(to, chunks)
+        else:
+            copy_chunks(to, chunks)
+        return data
+
+    cdef callback_failed(self, cause):
+        logger.error("the callback for %s raised; what it gives is %s", self.source,
+                     "refused from now on" if self.pump.close_source else "drained from now on", exc_info=cause)
+        error = UnavailableError(f"the callback for {self.source} raised {type(cause).__name__}: {cause}")
+        error.__cause__ = cause
+        self._failed = True
+        pthread_mutex_lock(&lock)
+        if not self.pump.error_at:
+            self._error = error
+        fail(self.pump, 0, CALLBACK)
+        free_chunks(self.pump)
+        self.pump.full = False
+        command(self.pump, SINK_GONE)
+        pthread_mutex_unlock(&lock)
+
+
+cdef void copy_chunks(char *to, Chunk *chunks) noexcept nogil:
+    cdef Chunk *chunk
+    while chunks != NULL:
+        chunk = chunks
+        memcpy(to, bytes_of(chunk) + chunk.start, chunk.end - chunk.start)
+        to += chunk.end - chunk.start
+        chunks = chunk.next
+        free(chunk)
+
+
+cdef class Buffer(Pump):
+    """A pump that is read. When its buffer is full its source waits; when nobody refers to it any more it is cancelled."""
+
+    def read(self, Py_ssize_t size=-1, timeout=None):
+        """Up to *size* bytes as soon as there is one, ``b""`` at the end; -1: all there is up to the end, whatever the limit.
+
+        Raises `DeadlineError` after *timeout* seconds, and then nothing is lost: the next read has it. When the end is not the
+        source's own, what came before is given first and then `error` raised. Ctrl-C interrupts it.
+        """
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef bint there
+        cdef size_t limit
+        if size == 0:
+            return b""
+        if size > 0:
+            there = self.await_bytes(deadline, True)
+        else:
+            pthread_mutex_lock(&lock)
+            limit, self.pump.limit = self.pump.limit, UNLIMITED
+            if self.pump.full:
+                self.pump.full = False
+                command(self.pump, LOOK)
+            pthread_mutex_unlock(&lock)
+            try:
+                there = self.await_bytes(deadline, False)
+            finally:
+                pthread_mutex_lock(&lock)
+                self.pump.limit = limit
+                pthread_mutex_unlock(&lock)
+        if not there:
+            raise DeadlineError(f"{self.source} gave {'nothing' if size > 0 else 'no end'} within {timeout} s")
+        data = self.drain(size)
+        if not data and self.done and self.error is not None:
+            raise self.error
+        return data
+
+    def read_nowait(self, Py_ssize_t size=-1):
+        """Up to *size* bytes of what is there now (-1: all of it), ``None`` when there is nothing yet, ``b""`` at the end."""
+        cdef bint done = self.done          # before the look: nothing is added after the end
+        if size == 0:
+            return b""
+        data = self.drain(size)
+        if data:
+            return data
+        if not done:
+            return None
+        if self.error is not None:
+            raise self.error
+        return b""
+
+
+cdef int64_t deadline_of(timeout) except? -2:
+    if timeout is None:
+        return -1
+    return monotonic() + <int64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
+
+
+# --- making them ---------------------------------------------------------------------------------------------------
+
+
+def copy(source, sink, *, on_sink_error="drain", close_sink=False):
+    """Moves everything from *source* to *sink*; returns the `Pump`.
+
+    Each is a `Fifo`, which is handed over to the relay and closed at the end, or a descriptor, which is duplicated: the
+    caller keeps his. With *close_sink* a sink's descriptor is taken over instead, and closed at the end. When the sink
+    fails, *on_sink_error* says what becomes of the source: ``"drain"`` discards the rest of it, so that who writes there
+    goes on; ``"close"`` closes it. A fifo whose reader has not been there yet is waited for, and so is, with it, the source.
+    Raises `InvalidArgumentError` for what cannot be read or written, `ClosedError`, `UnavailableError` (no descriptors).
+    """
+    cdef Pump pump = Pump.__new__(Pump)
+    pump.pump.kind = COPY
+    pump.pump.close_source = policy(on_sink_error)
+    take_source(pump, source)
+    take_sink(pump, sink, close_sink)
+    start(pump)
+    return pump
+
+
+def discard(source):
+    """Reads *source* (as for `copy`) to its end and forgets what it gives, so that who writes there goes on (C12)."""
+    cdef Pump pump = Pump.__new__(Pump)
+    take_source(pump, source)
+    start(pump)
+    return pump
+
+
+def call(source, callback, *, limit=1 << 20, on_sink_error="drain"):
+    """Hands what *source* gives to ``callback(data)``, in order, in batches, one call at a time; returns the `Pump`.
+
+    The calls come from a thread of the relay's. While one runs, up to *limit* bytes are gathered for the next; then the
+    source waits. What it raises is logged and kept as the pump's `error`; it is not called again, and the source is drained
+    or closed as for `copy`. The pump is done when the last call has returned.
+    """
+    cdef Pump pump = Pump.__new__(Pump)
+    if not callable(callback):
+        raise InvalidArgumentError(f"a callback is a function of bytes, not {callback!r}")
+    pump.pump.kind = CALL
+    pump.pump.limit = bytes_limit(limit)
+    pump.pump.close_source = policy(on_sink_error)
+    pump._callback = callback
+    take_source(pump, source)
+    keep(pump)
+    start(pump)
+    return pump
+
+
+def buffer(source, limit=1 << 20):
+    """Gathers what *source* gives, at most *limit* bytes at a time (``None``: everything), to be read; returns the `Buffer`."""
+    cdef Buffer pump = Buffer.__new__(Buffer)
+    pump.pump.kind = BUFFER
+    pump.pump.limit = UNLIMITED if limit is None else bytes_limit(limit)
+    take_source(pump, source)
+    start(pump)
+    return pump
+
+
+def active() -> int:
+    """How many pumps are under way."""
+    cdef int count
+    pthread_mutex_lock(&lock)
+    count = relay.active
+    pthread_mutex_unlock(&lock)
+    return count
+
+
+cdef bint policy(on_sink_error) except -1:
+    if on_sink_error not in ("drain", "close"):
+        raise InvalidArgumentError(f"on_sink_error={on_sink_error!r} is not known: give 'drain' or 'close'")
+    return on_sink_error == "close"
+
+
+cdef size_t bytes_limit(limit) except 0:
+    if not isinstance(limit, int) or limit < 1:
+        raise InvalidArgumentError(f"a limit is a number of bytes, 1 or more, not {limit!r}")
+    return <size_t>min(limit, 1 << 62)
+
+
+cdef take_source(Pump pump, source):
+    pump.source = name_of(source)
+    if isinstance(source, Fifo):
+        if (<Fifo>source).is_writer():
+            raise InvalidArgumentError(f"{pump.source} is open for writing: it cannot be a source")
+        if (<Fifo>source)._no_more_writers:
+            pump.pump.no_more = True
+        pump.pump.source.fd = never_wait((<Fifo>source).release())
+        pump.pump.source.how = OURS
+        pump.pump.source.pipe = True
+    else:
+        take_descriptor(pump.source, &pump.pump.source, source, False, False)
+
+
+cdef take_sink(Pump pump, sink, bint take_over):
+    cdef pump_t *p = pump.pump
+    pump.sink = name_of(sink)
+    if isinstance(sink, Fifo):
+        if sink.mode == "r":
+            raise InvalidArgumentError(f"{pump.sink} is open for reading: it cannot be a sink")
+        p.pending = (<Fifo>sink).is_writer() and not sink.connected
+        p.sink.fd = never_wait((<Fifo>sink).release())
+        p.sink.how = OURS
+        p.sink.pipe = True
+    else:
+        take_descriptor(pump.sink, &p.sink, sink, True, take_over)
+    p.splices = (p.source.pipe and (p.sink.pipe or p.sink.plain_file or p.sink.null)) or (
+        p.source.plain_file and p.sink.pipe
+    )
+
+
+cdef int never_wait(int fd) noexcept:
+    """The open file of a fifo is ours alone by now, and so are its flags."""
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+    return fd
+
+
+cdef str name_of(end):
+    if isinstance(end, Fifo):
+        return f"fifo {end.path!r}"
+    if isinstance(end, int) and end >= 0:
+        return f"descriptor {end}"
+    raise InvalidArgumentError(f"a source or sink is a Fifo or a descriptor, not {end!r}")
+
+
+cdef take_descriptor(str name, End *end, int fd, bint writes, bint take_over):
+    """A duplicate of the caller's descriptor, or an open file of our own where a nonblocking one is needed."""
+    cdef int access = fcntl(fd, F_GETFL)
+    cdef c_stat status
+    if access < 0 or fstat(fd, &status) < 0:
+        raise from_errno(errno, f"use {name} (fcntl)")
+    if access & O_PATH or (access & O_ACCMODE) not in (O_RDWR, O_WRONLY if writes else O_RDONLY):
+        raise InvalidArgumentError(f"{name} is not open for {'writing' if writes else 'reading'}")
+    if S_ISDIR(status.st_mode):
+        raise InvalidArgumentError(f"{name} is a directory")
+    end.how = ASK
+    end.piece = PIPE_BUF
+    if S_ISFIFO(status.st_mode):
+        end.how, end.pipe = PIPE, True
+    elif S_ISSOCK(status.st_mode):
+        end.how = SOCKET
+    elif S_ISREG(status.st_mode) or S_ISBLK(status.st_mode):
+        end.how, end.plain_file = PLAIN, S_ISREG(status.st_mode) and not (writes and access & O_APPEND)
+    elif isatty(fd):
+        end.terminal = True
+        end.fd = -1 if is_terminal_master(fd) else reopen(fd, access & O_ACCMODE)     # a master opens as a new terminal
+        if end.fd >= 0:
+            end.how = OURS
+        elif writes:
+            # Where poll says "writable", a terminal has room for 256 characters at least; a tab may become eight.
+            end.piece = 32
+    elif S_ISCHR(status.st_mode):
+        end.null = True
+    if end.fd < 0:
+        end.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)
+        if end.fd < 0:
+            raise from_errno(errno, f"duplicate {name} (fcntl)")
+    if take_over:
+        os.close(fd)
+
+
+cdef int reopen(int fd, int access) except -2:
+    """A terminal as an open file of our own, so that to make it nonblocking does not make others' so. -1: refused."""
+    cdef bytes path = f"/proc/self/fd/{fd}".encode()
+    return c_open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+
+
+# --- the beginning and the end of it all ---------------------------------------------------------------------------
+
+
+cdef start(Pump pump):
+    cdef pump_t *p = pump.pump
+    try:
+        run_relay()
+    except BaseException:
+        kept.discard(pump)
+        raise
+    pthread_mutex_lock(&lock)
+    p.done = False
+    p.references += 1
+    p.next = relay.all
+    if p.next != NULL:
+        p.next.previous = p
+    relay.all = p
+    relay.active += 1
+    command(p, START)
+    pthread_mutex_unlock(&lock)
+
+
+cdef run_relay():
+    """Starts the thread, if it is not there. The GIL is held throughout: nobody else does the same meanwhile."""
+    cdef int number
+    if relay.running:
+        return
+    number = make_relay()
+    if number:
+        close_relay()
+        raise from_errno(number, "start the relay (epoll_create, eventfd, pipe, pthread_create)")
+    relay.running = True
+
+
+cdef int make_relay() noexcept:
+    cdef sigset_t blocked, before
+    cdef pthread_attr_t attributes
+    cdef int number, i
+    close_relay()
+    relay.stop = False
+    relay.poller = poller_open()
+    if relay.poller < 0 or wake_pair(relay.wake) < 0 or wake_pair(relay.peers) < 0 or pipe(relay.scratch) < 0:
+        return errno
+    for i in range(2):
+        fcntl(relay.scratch[i], F_SETFD, FD_CLOEXEC)
+        fcntl(relay.scratch[i], F_SETFL, O_NONBLOCK)
+    relay.null = c_open(b"/dev/null", O_RDWR | O_CLOEXEC)
+    if relay.null < 0:
+        return errno
+    number = poller_add(relay.wake[0], EPOLLIN, TAG_WAKE) or poller_add(relay.peers[0], EPOLLIN, TAG_PEERS)
+    if number:
+        return number
+    # Signals are Python's business; the two of job control are left alone, for a thread that blocks them gets EIO from a
+    # terminal in the background instead of being stopped with its process.
+    sigfillset(&blocked)
+    for number in (SIGTTIN, SIGTTOU, SIGSEGV, SIGBUS, SIGFPE, SIGILL):
+        sigdelset(&blocked, number)
+    pthread_sigmask(SIG_SETMASK, &blocked, &before)
+    pthread_attr_init(&attributes)
+    pthread_attr_setstacksize(&attributes, 131072)
+    number = pthread_create(&relay.thread, &attributes, run, NULL)
+    pthread_attr_destroy(&attributes)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    return number
+
+
+cdef void close_relay() noexcept:
+    if relay.poller >= 0:
+        c_close(relay.poller)
+    if relay.null >= 0:
+        c_close(relay.null)
+    close_two(relay.wake)
+    close_two(relay.peers)
+    close_two(relay.scratch)
+    forget_relay()
+
+
+cdef void close_two(int *two) noexcept:
+    if two[0] >= 0:
+        c_close(two[0])
+    if two[1] >= 0 and two[1] != two[0]:
+        c_close(two[1])
+
+
+cdef void forget_relay() noexcept:
+    relay.running = False
+    relay.poller = relay.null = -1
+    relay.wake[0] = relay.wake[1] = relay.peers[0] = relay.peers[1] = relay.scratch[0] = relay.scratch[1] = -1
+    relay.ready = NULL
+    relay.timed = False
+    relay.grown = 0
+
+
+def _stop():
+    """At exit: the thread ends, which takes no longer than its turn; what is under way is cancelled."""
+    global stopped
+    cdef uint64_t one = 1
+    stopped = True
+    if relay.running:
+        pthread_mutex_lock(&lock)
+        relay.stop = True
+        c_write(relay.wake[1], &one, sizeof(one))
+        pthread_mutex_unlock(&lock)
+        with nogil:
+            pthread_join(relay.thread, NULL)
+        pthread_mutex_lock(&lock)
+        end_all()
+        pthread_mutex_unlock(&lock)
+        close_relay()
+    sem_post(&relay.dispatch)
+    if dispatcher is not None:
+        dispatcher.join(1)
+
+
+def _before_fork():
+    pthread_mutex_lock(&lock)
+
+
+def _after_fork_in_parent():
+    pthread_mutex_unlock(&lock)
+
+
+def _after_fork_in_child():
+    """The child has no thread and no pump: its copies of the descriptors are closed, or ends of file would not come."""
+    global dispatcher
+    pthread_mutex_init(&lock, NULL)
+    pthread_mutex_lock(&lock)
+    relay.generation += 1
+    relay.jobs = NULL
+    relay.waiting_jobs = relay.workers = relay.idle_workers = 0
+    for pump in kept:
+        (<Pump>pump).pump.owner = NULL
+    end_all()
+    pthread_mutex_unlock(&lock)
+    close_relay()
+    sem_init(&relay.job, 0, 0)
+    sem_init(&relay.dispatch, 0, 0)
+    kept.clear()
+    dispatcher = None
+
+
+forget_relay()
+sem_init(&relay.job, 0, 0)
+sem_init(&relay.dispatch, 0, 0)
+atexit.register(_stop)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
