@@ -18,6 +18,7 @@ from libctrd import spec as specs
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
+    ClosedError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
@@ -26,7 +27,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
-from libctrd.stdio import PIPE, IOPipe
+from libctrd.stdio import PIPE, IOPipe, Stdin
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.fifo import Fifo
     from libctrd.relay import Buffer
-    from libctrd.stdio import Callback, Choice, Stdin, Stdio
+    from libctrd.stdio import Callback, Choice, Stdio
 
 log = logging.getLogger("libctrd")
 
@@ -137,7 +138,7 @@ class Container:
     def stdin(self) -> Stdin | None:
         """Its standard input when it was started with `PIPE`, to be written and closed."""
         pipe = self._pipe()
-        return pipe.stdin if pipe is not None else None
+        return pipe.stdin if pipe is not None and isinstance(pipe.stdin, Stdin) else None
 
     @property
     def stdout(self) -> Fifo | io.BytesIO | None:
@@ -203,6 +204,7 @@ class Container:
                 stdio, unattended, log or "", drain_timeout, auto_remove and not directory.clean_disabled()
             )
             try:
+                init.began()
                 client._tell(self.id, StateInfo("start-container", init.pid, at=client._now()))
                 return init.pid
             except BaseException as error:  # noqa: BLE001 - raised below, once the container has gone
@@ -223,6 +225,7 @@ class Container:
     ) -> Process:
         """The start up to its report, in the order of C6. Called under the lock."""
         client = self._client
+        client._check_open()
         self._require_not_started()
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
         if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
@@ -249,7 +252,7 @@ class Container:
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
         self._owned = not init.streams.left_to_others
-        init.started(pid)
+        init.pid = pid
         return init
 
     def _request(self, init: Process, unattended: Unattended, log: str, auto_remove: bool) -> CreateRequest:
@@ -273,7 +276,7 @@ class Container:
         read yet is in his own descriptor, complete. In any other client: until the exit record (C28).
 
         Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
-        `InvalidArgumentError` when it was never started.
+        `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
         if self._exit is None and not self._processes:
             self._require_started()
@@ -282,8 +285,17 @@ class Container:
         done = self._finished if self._client._is_telling(self.id) else self._notified
         if not done.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
-        assert self._exit is not None
+        if self._exit is None:
+            raise ClosedError(f"the client of container {self.id!r} was closed before it ended: get it from another")
         return self._exit
+
+    def _let_go(self) -> None:
+        """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
+        init = self._processes.get(INIT)
+        for pump in init.streams.all_pumps() if init is not None else ():
+            pump.cancel()
+        self._finished.set()
+        self._notified.set()
 
     def signal(self, sig: int | str | signal.Signals) -> None:
         """Sends a signal to ``init``, by name (``"TERM"``, ``"SIGTERM"``) or number (C20).

@@ -283,8 +283,8 @@ class Streams:
     def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
         self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL)
-        if self.pipe.stdin is not None:
-            self.pipe.stdin = Stdin(self.pipe.stdin, tell)  # type: ignore[arg-type]
+        if isinstance(self.pipe.stdin, Fifo):
+            self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
 
     def _drop_unwanted(self, directory: str, process: str) -> None:
@@ -316,9 +316,13 @@ class Streams:
                 self.captured[name] = relay.buffer(fifo, limit=None)
                 self.pumps.append(self.captured[name])
             else:
-                fd = own if choice is INHERIT else choice
+                fd = choice if isinstance(choice, int) else own
                 self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
                 self.pumps.append(self.delivering[name])
+
+    def all_pumps(self) -> list[relay.Pump]:
+        """Whatever the relay moves for this process."""
+        return [*self.pumps, *([self._stdin_pump] if self._stdin_pump is not None else [])]
 
     def said(self) -> str:
         """What a start that failed has left in the fifos: a runtime's own words, when it knows no log."""
@@ -330,9 +334,8 @@ class Streams:
 
     def close(self) -> None:
         """Closes everything at once: the start has failed."""
-        for pump in (*self.pumps, self._stdin_pump):
-            if pump is not None:
-                pump.cancel()
+        for pump in self.all_pumps():
+            pump.cancel()
         if isinstance(self.pipe.stdin, Stdin):
             self.pipe.stdin.drop()
         self.pipe.close()

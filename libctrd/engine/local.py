@@ -187,7 +187,13 @@ class LocalEngine:
         pid = starter.started()
         with self._lock:
             self._shims[record.id] = starter
-        self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        try:
+            self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        except BaseException:
+            with self._lock:
+                del self._shims[record.id]
+            starter.undo()
+            raise
         return pid
 
     def _arguments(self, record: Record, flags: str) -> list[str]:
@@ -348,7 +354,7 @@ class LocalEngine:
             self._watches.clear()
         for starter in shims.values():
             self._reactor.unwatch(starter.socket.fileno())
-            starter.socket.close()
+            starter.let_go()
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 
 import msgspec
 from msgspec import Struct
@@ -79,11 +80,18 @@ def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
     key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
-    known = _remembered()
-    if key not in known:
-        known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
-        _remember(known)
-    return known[key]
+    with _lock:
+        if key not in _known:
+            known = _remembered()
+            if key not in known:
+                known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
+                _remember(known)
+            _known[key] = known[key]
+        return _known[key]
+
+
+_known: dict[str, Runtime] = {}
+_lock = threading.Lock()  # held while a runtime is tried: whoever else wants to know waits, instead of trying it too
 
 
 def _memory() -> str:
