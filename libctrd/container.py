@@ -226,10 +226,11 @@ class Container:
             client._register(self)
             if init.streams.callback is not None:
                 init.streams.callback(init.streams.pipe)
+        if client._engine.snapshot(self.id).status != "created":  # another client was quicker: its fifos stay untouched
+            raise _started_already(self.id)
             pid = client._engine.create(self._request(init, unattended, log, auto_remove))
         except BaseException as error:
             said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
-            init.failed()
             self._processes.clear()
             if self._created_here:
                 client._remove(self)
@@ -238,6 +239,11 @@ class Container:
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
+            if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
+                init.streams.close()
+                client._forget(self)
+                raise
+            init.failed()
         self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
         init.started(pid)
         return init
@@ -381,7 +387,7 @@ class Container:
 
     def _require_not_started(self) -> None:
         if self._processes or self._exit is not None:
-            raise AlreadyExistsError(f"container {self.id!r} was started already: a container starts once")
+            raise _started_already(self.id)
 
     def _require_started(self) -> None:
         if self._client._engine.snapshot(self.id).status == "created":
@@ -410,3 +416,7 @@ class Container:
             pass  # it is gone already: that is success
         except CtrdError as error:
             log.warning("container %s could not be told that its stdin is closed: %s", self.id, error)
+
+
+def _started_already(id: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
