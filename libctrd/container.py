@@ -24,6 +24,7 @@ from libctrd.errors import (
     NotFoundError,
     RuntimeFailedError,
 )
+    UnavailableError,
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
 from libctrd.stdio import DETACHED, PIPE, IOPipe
@@ -362,7 +363,13 @@ class Container:
         """
         client = self._client
         with client._locked(self.id):
-            status = self.status
+            try:
+                status = self.status
+            except UnavailableError:  # its records are damaged: by force it can still be got rid of
+                if not force:
+                    raise
+                client._engine.delete(self.id, force=True)
+                status = "stopped"
             if status in ("running", "paused"):
                 if not force:
                     raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
