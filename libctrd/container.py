@@ -238,7 +238,8 @@ class Container:
             else:
                 client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
-                raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
+                words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
+                raise RuntimeFailedError(f"{error}: {words}", output=said, exit_code=error.exit_code) from error
             raise
             if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
                 init.streams.close()
