@@ -11,10 +11,11 @@ import os
 import threading
 from collections import deque
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from libctrd import directory, proc
 from libctrd import spec as specs
+from libctrd._checks import seconds_of, short
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
@@ -23,8 +24,8 @@ from libctrd.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeFailedError,
-)
     UnavailableError,
+)
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
 from libctrd.stdio import DETACHED, PIPE, IOPipe
@@ -184,10 +185,15 @@ class Container:
         Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
         that this client created is cleaned. Source: C6, C8.
         """
+        if unattended not in get_args(Unattended):
+            raise InvalidArgumentError(f"unattended={unattended!r} is not known: say 'hold', 'discard' or 'log'")
         if (unattended == "log") != (log is not None):
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
+            if not isinstance(log, str) or not log or "\0" in log:
+                raise InvalidArgumentError(f"log={log!r} is no path of a file")
             log = os.path.abspath(log)
+        seconds_of(drain_timeout, "drain_timeout=")
         if auto_remove and (stdio is not DETACHED or unattended == "hold"):
             raise InvalidArgumentError(
                 "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
@@ -220,6 +226,8 @@ class Container:
         """The start up to its report, in the order of C6. Called under the lock."""
         client = self._client
         self._require_not_started()
+        if client._engine.snapshot(self.id).status != "created":  # another client was quicker: its fifos stay untouched
+            raise _started_already(self.id)
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
         try:
             init.open()
@@ -227,12 +235,15 @@ class Container:
             client._register(self)
             if init.streams.callback is not None:
                 init.streams.callback(init.streams.pipe)
-        if client._engine.snapshot(self.id).status != "created":  # another client was quicker: its fifos stay untouched
-            raise _started_already(self.id)
             pid = client._engine.create(self._request(init, unattended, log, auto_remove))
         except BaseException as error:
             said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
             self._processes.clear()
+            if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
+                init.streams.close()
+                client._forget(self)
+                raise
+            init.failed()
             if self._created_here:
                 client._remove(self)
             else:
@@ -241,11 +252,6 @@ class Container:
                 words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
                 raise RuntimeFailedError(f"{error}: {words}", output=said, exit_code=error.exit_code) from error
             raise
-            if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
-                init.streams.close()
-                client._forget(self)
-                raise
-            init.failed()
         self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
         init.started(pid)
         return init
@@ -307,8 +313,10 @@ class Container:
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""
-        if not (0 < width < 65536 and 0 < height < 65536):
-            raise InvalidArgumentError(f"a terminal of {width}x{height} characters cannot be: give 1 to 65535 each")
+        if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
+            raise InvalidArgumentError(
+                f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
+            )
         if not self._record.terminal:
             raise InvalidArgumentError(f"container {self.id!r} has no terminal that could be resized")
         with self._client._locked(self.id):
