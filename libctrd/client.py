@@ -389,8 +389,8 @@ class Client:
 
 
 def _strings(arguments: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    if isinstance(arguments, str) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
-        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings")
+    if not isinstance(arguments, (tuple, list)) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
+        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings (without NUL)")
     return tuple(arguments)
 
 
