@@ -175,6 +175,9 @@ class Client:
             self._forget(container)  # another hand has cleaned it, or the state directory was taken away under us
             return
         try:
+            if self._is_anothers(container):
+                self._forget(container)
+                return
             self._engine.delete(id)
             if not directory.clean_disabled():
                 if container.bundle != path:
@@ -193,17 +196,29 @@ class Client:
             if self._containers.get(container.id) is container:
                 del self._containers[container.id]
 
-    def _watch(self, container: Container) -> None:
-        """From now on events of this container reach it, though another client has started it."""
+    def _watch(self, container: Container) -> Container:
+        """From now on events of this container reach it, though another client has started it.
+
+        Returns the object that they reach: of several that were handed out for one container it is the first.
+        """
         with self._locked(container.id):
-            if container._owned or self._known(container.id):
-                return
+            known = self._known(container.id)
+            if known is not None or container._owned:
+                return known or container
             self._register(container)
             try:
                 self._engine.watch(container.id)
             except BaseException:
                 self._forget(container)
                 raise
+            return container
+
+    def _is_anothers(self, container: Container) -> bool:
+        """Has this container gone, and does its id name another by now? Two of one id differ in when they were made."""
+        try:
+            return self._engine.record(container.id) != container._record
+        except CtrdError:
+            return False  # there is no record, or only a damaged one: nothing that says so
 
     @contextlib.contextmanager
     def _locked(self, id: str) -> Iterator[None]:
