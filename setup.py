@@ -29,7 +29,7 @@ def stage_headers() -> str:
     package.mkdir(parents=True)
     (package / "__init__.pxd").touch()
     for header in (HERE / "pyx").glob("*.pxd"):
-        shutil.copy(header, package)
+        shutil.copy2(header, package)
     return str(package.parent)
 
 

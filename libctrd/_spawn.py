@@ -15,9 +15,7 @@ from libctrd._checks import bytes_of, fd_of, short, system
 from libctrd._proc import ffi, lib
 from libctrd.errors import CtrdError, InvalidArgumentError, from_errno
 
-_closefrom = bool(
-    lib.ctrd_has_closefrom()
-)  # what the C library has; the tests turn it off to take the other way
+_closefrom = bool(lib.ctrd_has_closefrom())  # what the C library has; the tests turn it off to take the other way
 _DEV_NULL = -1  # in place of a descriptor of ours
 
 
@@ -47,9 +45,7 @@ def spawn(
     posix_spawn(3).
     """
     if isinstance(argv, str | bytes) or not argv:
-        raise InvalidArgumentError(
-            f"argv is {short(argv)}: give a sequence of at least the name of the program"
-        )
+        raise InvalidArgumentError(f"argv is {short(argv)}: give a sequence of at least the name of the program")
     args = [bytes_of(arg, "an argument") for arg in argv]
     path = args[0] if executable is None else bytes_of(executable, "the executable")
     if env is None:
@@ -93,9 +89,7 @@ def _failure(error: int, path: str, stage: int, fd: int, highest: int) -> CtrdEr
         return from_errno(error, start + f"hand {what} on (fcntl)")
     if stage == lib.STAGE_LIST:
         hint = ""
-        if (
-            error == errno.EBADF
-        ):  # glibc takes no number from the limit on, though one may be open since before
+        if error == errno.EBADF:  # glibc takes no number from the limit on, though one may be open since before
             error, hint = (
                 errno.EMFILE,
                 "one that it would inherit is over RLIMIT_NOFILE: raise that, or close it",
@@ -116,7 +110,5 @@ def _failure(error: int, path: str, stage: int, fd: int, highest: int) -> CtrdEr
 def _variable(name: str, value: str) -> bytes:
     key = bytes_of(name, "the name of a variable")
     if not key or b"=" in key:
-        raise InvalidArgumentError(
-            f"the name of a variable is {short(name)}: it may not be empty or have a '=' in it"
-        )
+        raise InvalidArgumentError(f"the name of a variable is {short(name)}: it may not be empty or have a '=' in it")
     return key + b"=" + bytes_of(value, f"the variable {name}")

@@ -72,9 +72,7 @@ def _rules(spec: dict[str, Any]) -> Iterator[str]:
     for number, rlimit in _objects(process, "rlimits"):
         soft, hard = rlimit.get("soft"), rlimit.get("hard")
         if _is_int(soft) and _is_int(hard) and soft > hard:
-            yield fault(
-                f"process.rlimits[{number}].soft", f"must not be over the hard limit, {hard}, got {soft}"
-            )
+            yield fault(f"process.rlimits[{number}].soft", f"must not be over the hard limit, {hard}, got {soft}")
     for key in ("uidMappings", "gidMappings"):
         yield from _apart(f"linux.{key}", _objects(linux, key))
     for number, device in _objects(linux, "devices"):

@@ -104,16 +104,12 @@ def _devices() -> list[dict[str, Any]]:
     return rules
 
 
-def _resources(
-    rootless: bool, memory: int | str | None, cpus: float | None, pids_limit: int | None
-) -> dict[str, Any]:
+def _resources(rootless: bool, memory: int | str | None, cpus: float | None, pids_limit: int | None) -> dict[str, Any]:
     resources: dict[str, Any] = {} if rootless else {"devices": _devices()}
     if memory is not None:
         limit = parse_size(memory)
         if limit == 0:
-            raise InvalidArgumentError(
-                "memory 0 is not valid: give the bytes it may use, or None for no limit"
-            )
+            raise InvalidArgumentError("memory 0 is not valid: give the bytes it may use, or None for no limit")
         resources["memory"] = {"limit": limit}
     if cpus is not None:
         if not isinstance(cpus, (int, float)) or isinstance(cpus, bool) or not isfinite(cpus):
@@ -215,9 +211,7 @@ def default(
         raise InvalidArgumentError(f"rootfs is a path, not {type(rootfs).__name__}") from error
     who = parse_user(0 if user is None else user)
     if rootless and (who["uid"], who["gid"], who.get("additionalGids") or []) != (0, 0, []):
-        raise InvalidArgumentError(
-            f"user {user!r} cannot be had without root on the host: only root is mapped then"
-        )
+        raise InvalidArgumentError(f"user {user!r} cannot be had without root on the host: only root is mapped then")
     kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"] + (["user"] if rootless else [])
     linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
     if rootless:

@@ -107,9 +107,7 @@ def json_faults(document: object, *, strict: bool) -> list[str]:
                 faults.append(fault(path, f"nested more than {deepest} deep"))
             elif id(value) not in seen:
                 seen.add(id(value))
-                items = (
-                    _named(path, value, faults, strict) if isinstance(value, dict) else _numbered(path, value)
-                )
+                items = _named(path, value, faults, strict) if isinstance(value, dict) else _numbered(path, value)
                 # The last is looked at first: turned round, the faults come in the order of the document.
                 pending.extend(reversed([(where, item, (*above, id(value))) for where, item in items]))
         elif isinstance(value, Enum):  # stands for its value, to the encoder too
@@ -168,11 +166,7 @@ def encode(spec: dict[str, Any]) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _unfit(spec) from error
     # The encoder writes null for a number that is not finite, and a spec hardly ever holds a null of its own.
-    if (
-        b"null" in text
-        and any(null in text for null in (b":null", b",null", b"[null"))
-        and not is_clean(spec)
-    ):
+    if b"null" in text and any(null in text for null in (b":null", b",null", b"[null")) and not is_clean(spec):
         found = json_faults(spec, strict=False)
         if found:
             raise _unfit(spec)

@@ -54,9 +54,7 @@ def parse_size(text: str | int) -> int:
     else:
         found = _SIZE.match(text.strip()) if isinstance(text, str) else None
         if found is None:
-            raise InvalidArgumentError(
-                f"size {text!r} is not valid: use bytes or a unit, like 1024, 64m or 1.5g"
-            )
+            raise InvalidArgumentError(f"size {text!r} is not valid: use bytes or a unit, like 1024, 64m or 1.5g")
         whole, fraction, unit = found.group(1), found.group(2) or "", (found.group(3) or "").lower()
         size = int(whole + fraction) * 1024 ** " kmgtp".index(unit or " ") // 10 ** len(fraction)
     if not 0 <= size <= SIZE_MAX:
@@ -89,9 +87,7 @@ def parse_user(user: User) -> dict[str, Any]:
     if len(user) == 3:
         more = user[2]
         if not isinstance(more, Iterable) or isinstance(more, (str, bytes, bytearray)):
-            raise InvalidArgumentError(
-                f"user {user!r} is not valid: its third part is a list of additional gids"
-            )
+            raise InvalidArgumentError(f"user {user!r} is not valid: its third part is a list of additional gids")
         parsed["additionalGids"] = [_id(gid, user) for gid in more]
     return parsed
 
@@ -121,9 +117,7 @@ def parse_env(env: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     variables: dict[str, str] = {}
     for name, value in pairs:
         if not isinstance(name, str) or not isinstance(value, str):
-            raise InvalidArgumentError(
-                f"environment variable {name!r} is not valid: its name and value are str"
-            )
+            raise InvalidArgumentError(f"environment variable {name!r} is not valid: its name and value are str")
         if not name or "=" in name:
             raise InvalidArgumentError(
                 f"environment variable {name!r} is not valid: a name is not empty and has no '='"
@@ -195,9 +189,7 @@ def _mount_parts(text: str) -> dict[str, str]:
     import csv  # only the command line comes here
 
     if not isinstance(text, str) or "\0" in text or "\n" in text or "\r" in text:
-        raise InvalidArgumentError(
-            f"mount {text!r} is not valid: use one line like type=bind,source=/a,target=/b,ro"
-        )
+        raise InvalidArgumentError(f"mount {text!r} is not valid: use one line like type=bind,source=/a,target=/b,ro")
     try:
         parts = next(csv.reader([text], strict=True), [])
     except csv.Error as error:
@@ -207,9 +199,7 @@ def _mount_parts(text: str) -> dict[str, str]:
         word, equals, value = part.partition("=")
         key = _MOUNT_KEYS.get(word.strip())
         if key is None:
-            raise InvalidArgumentError(
-                f"mount {text!r} is not valid: {word!r} is none of {', '.join(_MOUNT_KEYS)}"
-            )
+            raise InvalidArgumentError(f"mount {text!r} is not valid: {word!r} is none of {', '.join(_MOUNT_KEYS)}")
         if key in given:
             raise InvalidArgumentError(f"mount {text!r} is not valid: {key} is given twice")
         if not equals and key not in _FLAGS:

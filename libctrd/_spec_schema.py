@@ -29,12 +29,8 @@ Version: TypeAlias = Annotated[
     _text(r"\A1\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.+-]+)?\Z", "must be a version 1.x.y of the specification"),
 ]
 EnvEntry: TypeAlias = Annotated[str, _text(r"\A[^=]+=", "must be NAME=value")]
-Capability: TypeAlias = Annotated[
-    str, _text(r"\ACAP_[A-Z0-9_]+\Z", "must be a capability's name, like CAP_KILL")
-]
-RlimitName: TypeAlias = Annotated[
-    str, _text(r"\ARLIMIT_[A-Z]+\Z", "must be a limit's name, like RLIMIT_NOFILE")
-]
+Capability: TypeAlias = Annotated[str, _text(r"\ACAP_[A-Z0-9_]+\Z", "must be a capability's name, like CAP_KILL")]
+RlimitName: TypeAlias = Annotated[str, _text(r"\ARLIMIT_[A-Z]+\Z", "must be a limit's name, like RLIMIT_NOFILE")]
 Access: TypeAlias = Annotated[str, _text(r"\A[rwm]{0,3}\Z", "must be made of r, w and m")]
 
 
@@ -293,10 +289,7 @@ class Linux(_Part):
     devices: list[Device] | None = None
     cgroupsPath: str | None = None
     rootfsPropagation: (
-        Literal[
-            "", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"
-        ]
-        | None
+        Literal["", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"] | None
     ) = None
     resources: Resources | None = None
     sysctl: dict[str, str] | None = None

@@ -50,6 +50,7 @@ class Client:
         self._lanes = Lanes("ctrd-lane")
         self._telling = threading.local()
         self._closed = False
+        self._process = os.getpid()
         engine.subscribe(self._on_event)
 
     @property
@@ -378,12 +379,18 @@ class Client:
             log.warning("a listener of %s takes longer than %g s; not waited for", self.address, CLOSE_SECONDS)
         self._lanes.close()
         self._engine.close()
+        for container in list(self._containers.values()):
+            container._let_go()
         for stream in self._streams:
             stream.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"this client of {self.address} is closed")
+        if self._process != os.getpid():
+            raise ClosedError(
+                f"this client of {self.address} belongs to the process that forked this one: connect anew"
+            )
 
     def __enter__(self) -> Client:
         return self

@@ -19,6 +19,7 @@ from libctrd import spec as specs
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
+    ClosedError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
@@ -27,7 +28,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
-from libctrd.stdio import DETACHED, PIPE, IOPipe
+from libctrd.stdio import PIPE, IOPipe, Stdin
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.fifo import Fifo
     from libctrd.relay import Buffer
-    from libctrd.stdio import Callback, Choice, Stdin, Stdio
+    from libctrd.stdio import Callback, Choice, Stdio
 
 log = logging.getLogger("libctrd")
 
@@ -138,7 +139,7 @@ class Container:
     def stdin(self) -> Stdin | None:
         """Its standard input when it was started with `PIPE`, to be written and closed."""
         pipe = self._pipe()
-        return pipe.stdin if pipe is not None else None
+        return pipe.stdin if pipe is not None and isinstance(pipe.stdin, Stdin) else None
 
     @property
     def stdout(self) -> Fifo | io.BytesIO | None:
@@ -155,6 +156,16 @@ class Container:
     def _pipe(self) -> IOPipe | None:
         init = self._processes.get(INIT)
         return init.streams.pipe if init is not None else None
+
+    def undelivered(self) -> dict[str, CtrdError]:
+        """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
+
+        Empty in every client but the one that started it. A sink that fails stops no container: what it prints from
+        then on is dropped, and it is for the caller to ask, once `wait` has returned.
+        """
+        init = self._processes.get(INIT)
+        pumps = init.streams.delivering if init is not None else {}
+        return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
 
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""
@@ -188,17 +199,13 @@ class Container:
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
             log = os.path.abspath(log)
-        if auto_remove and (stdio is not DETACHED or unattended == "hold"):
-            raise InvalidArgumentError(
-                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
-                "otherwise a client cleans, or output would be lost that is held for one"
-            )
         client = self._client
         with client._locked(self.id):
             init = self._launch(
                 stdio, unattended, log or "", drain_timeout, auto_remove and not directory.clean_disabled()
             )
             try:
+                init.began()
                 client._tell(self.id, StateInfo("start-container", init.pid, at=client._now()))
                 return init.pid
             except BaseException as error:  # noqa: BLE001 - raised below, once the container has gone
@@ -219,8 +226,14 @@ class Container:
     ) -> Process:
         """The start up to its report, in the order of C6. Called under the lock."""
         client = self._client
+        client._check_open()
         self._require_not_started()
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
+        if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
+            raise InvalidArgumentError(
+                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
+                "otherwise a client cleans, or output would be lost that is held for one"
+            )
         try:
             init.open()
             self._processes[INIT] = init
@@ -239,8 +252,8 @@ class Container:
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
-        self._owned = any(choice is not DETACHED for choice in init.streams.chosen)
-        init.started(pid)
+        self._owned = not init.streams.left_to_others
+        init.pid = pid
         return init
 
     def _request(self, init: Process, unattended: Unattended, log: str, auto_remove: bool) -> CreateRequest:
@@ -264,7 +277,7 @@ class Container:
         read yet is in his own descriptor, complete. In any other client: until the exit record (C28).
 
         Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
-        `InvalidArgumentError` when it was never started.
+        `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
         told = self
         if self._exit is None and not self._processes:
@@ -274,9 +287,18 @@ class Container:
         done = told._finished if self._client._is_telling(self.id) else told._notified
         if not done.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
-        assert told._exit is not None
+        if told._exit is None:
+            raise ClosedError(f"the client of container {self.id!r} was closed before it ended: get it from another")
         self._exit = told._exit
         return told._exit
+
+    def _let_go(self) -> None:
+        """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
+        init = self._processes.get(INIT)
+        for pump in init.streams.all_pumps() if init is not None else ():
+            pump.cancel()
+        self._finished.set()
+        self._notified.set()
 
     def signal(self, sig: int | str | signal.Signals) -> None:
         """Sends a signal to ``init``, by name (``"TERM"``, ``"SIGTERM"``) or number (C20).
@@ -353,9 +375,9 @@ class Container:
     def clean(self, *, force: bool = False) -> None:
         """Removes its directory, and all that the engine and the runtime hold of it (C2).
 
-        One that is gone already is success, also when its id is another container's by now, which is left alone. With ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays.
-        A running container is refused with `InvalidArgumentError`; with *force* it is killed first, its end is waited
-        for, and its listeners hear of it.
+        One that is gone already is success, also when its id is another container's by now, which is left alone. With
+        ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays. A running container is refused with
+        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it.
         """
         client = self._client
         with client._locked(self.id):

@@ -130,9 +130,7 @@ def wait_pidfd(pidfd: int, timeout: float | None = None) -> Exit | None:
             # Dead, our child, and not ours to reap yet: a debugger that traces it is told first, and nothing
             # announces that it has let go.
             if deadline is not None and time.monotonic() >= deadline:
-                raise DeadlineError(
-                    f"the process of descriptor {pidfd} was held by its tracer after {timeout} seconds"
-                )
+                raise DeadlineError(f"the process of descriptor {pidfd} was held by its tracer after {timeout} seconds")
             time.sleep(0.002)
     return known
 

@@ -41,9 +41,8 @@ class Process:
         """Opens the fifos and wraps stdin (C6)."""
         self.streams.open(self._bundle, self.name, self._stdin_closed)
 
-    def started(self, pid: int) -> None:
+    def began(self) -> None:
         """It runs: a close of stdin that came before is told now (C7), and the relay may begin."""
-        self.pid = pid
         self.streams.begin()
         self._started = True
         if self._close_pending:
@@ -52,7 +51,7 @@ class Process:
     def _stdin_closed(self) -> None:
         """Called once, by whichever thread closed stdin first. Before the start it only leaves word.
 
-        The two flags need no lock: this sets ``_close_pending`` and then looks at ``_started``, `started` does it the
+        The two flags need no lock: this sets ``_close_pending`` and then looks at ``_started``, `began` does it the
         other way round, so at least one of the two tells; and to be told twice does the engine no harm.
         """
         self._close_pending = True

@@ -74,11 +74,7 @@ def load(path: str | os.PathLike[str]) -> Spec:
                 raise InvalidArgumentError(f"spec {name!r} is not a regular file")
             text = file.read()
     except OSError as error:
-        hint = (
-            "give a bundle's directory with a config.json, or a spec's own path"
-            if not os.path.exists(name)
-            else ""
-        )
+        hint = "give a bundle's directory with a config.json, or a spec's own path" if not os.path.exists(name) else ""
         raise from_os_error(error, f"read spec {name!r} (open)", hint) from error
     try:
         spec = msgspec.json.decode(text)
@@ -144,15 +140,11 @@ def check_rootfs(spec: Spec) -> None:
     root = spec.get("root")
     path = root.get("path") if isinstance(root, dict) else None
     if not isinstance(path, str) or not path or "\0" in path:
-        raise InvalidArgumentError(
-            f"root.path {path!r} of the spec is not a path", faults=("root.path: not a path",)
-        )
+        raise InvalidArgumentError(f"root.path {path!r} of the spec is not a path", faults=("root.path: not a path",))
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise from_os_error(
-            error, f"use root.path {path!r} of the spec as the root file system (stat)"
-        ) from error
+        raise from_os_error(error, f"use root.path {path!r} of the spec as the root file system (stat)") from error
     if not stat.S_ISDIR(mode):
         raise InvalidArgumentError(
             f"root.path {path!r} of the spec is not a directory: give the directory of a root file system",

@@ -47,7 +47,8 @@ INHERIT = Choice.INHERIT
 NULL = Choice.NULL
 """No stream: ``/dev/null`` in the container."""
 DETACHED = Choice.DETACHED
-"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told."""
+"""A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
+container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
 
 
 class HasFileno(Protocol):
@@ -261,11 +262,14 @@ class Streams:
                 f"stdio={stdio!r} is not known: give PIPE, INHERIT, NULL, a Stdio(...) or a function of an IOPipe"
             )
         self.chosen: tuple[Choice | int, ...] = chosen
+        self.left_to_others = DETACHED in chosen and all(choice in (NULL, DETACHED) for choice in chosen)
+        """This process holds no stream, and others may: so it does not clean after the end either."""
         self.terminal = terminal
         if terminal and chosen[1] is NULL:  # a terminal's output must go somewhere
             self.chosen = (chosen[0], DETACHED, DETACHED)
         self.pipe = IOPipe(None, None, None, terminal)
         self.pumps: list[relay.Pump] = []
+        self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self._stdin_pump: relay.Pump | None = None
 
@@ -276,16 +280,11 @@ class Streams:
         ]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
 
-    @property
-    def unattended(self) -> bool:
-        """True when no stream is held by this process."""
-        return all(choice in (NULL, DETACHED) for choice in self.chosen)
-
     def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
         self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL)
-        if self.pipe.stdin is not None:
-            self.pipe.stdin = Stdin(self.pipe.stdin, tell)  # type: ignore[arg-type]
+        if isinstance(self.pipe.stdin, Fifo):
+            self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
 
     def _drop_unwanted(self, directory: str, process: str) -> None:
@@ -317,8 +316,13 @@ class Streams:
                 self.captured[name] = relay.buffer(fifo, limit=None)
                 self.pumps.append(self.captured[name])
             else:
-                fd = own if choice is INHERIT else choice
-                self.pumps.append(relay.copy(fifo, fd, on_sink_error="drain", close_sink=False))
+                fd = choice if isinstance(choice, int) else own
+                self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
+                self.pumps.append(self.delivering[name])
+
+    def all_pumps(self) -> list[relay.Pump]:
+        """Whatever the relay moves for this process."""
+        return [*self.pumps, *([self._stdin_pump] if self._stdin_pump is not None else [])]
 
     def said(self) -> str:
         """What a start that failed has left in the fifos: a runtime's own words, when it knows no log."""
@@ -330,9 +334,8 @@ class Streams:
 
     def close(self) -> None:
         """Closes everything at once: the start has failed."""
-        for pump in (*self.pumps, self._stdin_pump):
-            if pump is not None:
-                pump.cancel()
+        for pump in self.all_pumps():
+            pump.cancel()
         if isinstance(self.pipe.stdin, Stdin):
             self.pipe.stdin.drop()
         self.pipe.close()

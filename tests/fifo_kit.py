@@ -91,6 +91,6 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     fifo_module._switch(portable_path=False, inotify=True)
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "fifo"

@@ -1,4 +1,4 @@
-"""The client: ids and locks, events and their reports, closing stdin, cleaning. On the real engine, with each runtime."""
+"""The client: ids and locks, events and their reports, closing stdin, cleaning. On the real engine."""
 
 from __future__ import annotations
 
@@ -51,11 +51,9 @@ def recorder(client: Client) -> Recorder:
 # ---- connecting ------------------------------------------------------------------------------------------------------
 
 
-def test_the_address_comes_from_the_caller_or_the_environment(
-    state_dir: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_address_comes_from_the_caller_or_the_environment(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINERD_ADDRESS", "unix:///run/nobody.sock")
-    with pytest.raises(UnsupportedError, match="nobody.sock"):
+    with pytest.raises(UnsupportedError, match=r"nobody\.sock"):
         libctrd.connect()
     monkeypatch.setenv("CTRD_ADDRESS", f"local:{state_dir}")
     assert libctrd.connect().address == f"local:{state_dir}"

@@ -40,7 +40,7 @@ def mount(made: list[str], *arguments: str) -> None:
     made.append(arguments[-1])
 
 
-# ---- removing (C2) -----------------------------------------------------------------------------------------------------
+# ---- removing (C2) ------------------------------------------------------------------------------------------------
 
 
 def test_a_tree_goes_with_all_in_it(tmp_path: Path) -> None:  # C2
@@ -130,7 +130,9 @@ def test_a_mount_that_cannot_be_taken_off_is_refused_and_left_alone(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from("dfls"), st.lists(st.sampled_from("abc"), min_size=1, max_size=4)), max_size=12))
+@given(
+    st.lists(st.tuples(st.sampled_from("dfls"), st.lists(st.sampled_from("abc"), min_size=1, max_size=4)), max_size=12)
+)
 def test_whatever_the_tree_it_goes_and_the_rest_stays(tmp_path: Path, entries: list[tuple[str, list[str]]]) -> None:
     outside = tmp_path / "outside"
     outside.mkdir(exist_ok=True)
@@ -165,7 +167,7 @@ def test_the_environment_can_ask_to_keep_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert not directory.clean_disabled()
 
 
-# ---- making (C5, C19) --------------------------------------------------------------------------------------------------
+# ---- making (C5, C19) ---------------------------------------------------------------------------------------------
 
 
 def test_it_is_made_private(tmp_path: Path) -> None:  # C5
@@ -209,7 +211,7 @@ def test_a_sibling_that_is_there_is_given_to_it_again(tmp_path: Path) -> None:  
     assert (os.stat(base).st_uid, os.stat(base).st_gid) == (1234, 4321)
 
 
-# ---- the state directory -----------------------------------------------------------------------------------------------
+# ---- the state directory ------------------------------------------------------------------------------------------
 
 
 def test_the_state_directory_is_made_private(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_a_state_directory_that_may_not_be_written_is_refused(tmp_path: Path, mo
         directory.check_state_dir(str(tmp_path / "state"))
 
 
-# ---- the lock ----------------------------------------------------------------------------------------------------------
+# ---- the lock -----------------------------------------------------------------------------------------------------
 
 
 def test_one_hand_at_a_time(tmp_path: Path) -> None:

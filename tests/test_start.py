@@ -212,7 +212,9 @@ def test_the_steps_of_a_start_come_in_their_order(
         return call
 
     monkeypatch.setattr(stdio, "open_fifos", noted("open the fifos", stdio.open_fifos))
-    monkeypatch.setattr(stdio, "Stdin", type("Stdin", (stdio.Stdin,), {"__init__": noted("wrap stdin", stdio.Stdin.__init__)}))
+    monkeypatch.setattr(
+        stdio, "Stdin", type("Stdin", (stdio.Stdin,), {"__init__": noted("wrap stdin", stdio.Stdin.__init__)})
+    )
     monkeypatch.setattr(client, "_register", noted("register", client._register))
     monkeypatch.setattr(client._engine, "create", noted("engine", client._engine.create))
 

@@ -6,12 +6,12 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import select
 import socket
 import threading
+import zlib
 from datetime import datetime, timezone
 
 import msgspec
@@ -187,7 +187,13 @@ class LocalEngine:
         pid = starter.started()
         with self._lock:
             self._shims[record.id] = starter
-        self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        try:
+            self._reactor.watch(starter.socket.fileno(), lambda _: self._read(record.id, starter.socket))
+        except BaseException:
+            with self._lock:
+                del self._shims[record.id]
+            starter.undo()
+            raise
         return pid
 
     def _arguments(self, record: Record, flags: str) -> list[str]:
@@ -348,7 +354,7 @@ class LocalEngine:
             self._watches.clear()
         for starter in shims.values():
             self._reactor.unwatch(starter.socket.fileno())
-            starter.socket.close()
+            starter.let_go()
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()
@@ -356,7 +362,7 @@ class LocalEngine:
 
 def mark(root: str) -> str:
     """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
-    return hashlib.sha256(os.path.abspath(root).encode()).hexdigest()[:8]
+    return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
 
 
 def _unified() -> bool:

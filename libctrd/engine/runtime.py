@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
+import threading
 
 import msgspec
 from msgspec import Struct
@@ -35,10 +34,10 @@ def locate(name: str) -> str:
 
     Raises `NotFoundError` when there is none, `UnavailableError` when it may not be executed.
     """
-    path = os.environ.get("PATH", "") + ":" + _SEARCH
-    found = shutil.which(name, path=path)
-    if found is not None:
-        return os.path.abspath(found)
+    places = (os.environ.get("PATH", "") + ":" + _SEARCH).split(":")
+    for path in [name] if os.sep in name else [os.path.join(place, name) for place in places if place]:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return os.path.abspath(path)
     if os.sep in name and os.path.exists(name):
         raise UnavailableError(f"the OCI runtime {name!r} is not an executable file: check its mode")
     raise NotFoundError(f"there is no OCI runtime {name!r}: install crun or runc, or name the path of another")
@@ -81,11 +80,18 @@ def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
     key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
-    known = _remembered()
-    if key not in known:
-        known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
-        _remember(known)
-    return known[key]
+    with _lock:
+        if key not in _known:
+            known = _remembered()
+            if key not in known:
+                known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
+                _remember(known)
+            _known[key] = known[key]
+        return _known[key]
+
+
+_known: dict[str, Runtime] = {}
+_lock = threading.Lock()  # held while a runtime is tried: whoever else wants to know waits, instead of trying it too
 
 
 def _memory() -> str:
@@ -135,6 +141,8 @@ def _try(path: str) -> Runtime:
 
 def _start_nothing(path: str, hide_unified: bool) -> str:
     """What *path* says to the start of a container whose program is missing."""
+    import tempfile  # once a boot, and costly to import
+
     from libctrd import spec
 
     with tempfile.TemporaryDirectory(prefix="ctrd-try-") as directory:

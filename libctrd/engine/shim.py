@@ -10,7 +10,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import msgspec
 
@@ -26,7 +25,7 @@ from libctrd.errors import (
 )
 from libctrd.state import ExitStatus
 
-PROGRAM = str(Path(__file__).parent.parent / "ctrd-shim")
+PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "ctrd-shim")
 SOCKET = "shim.sock"
 EXIT_RECORD = "exit.json"
 PID_FILE = "pid"
@@ -178,11 +177,24 @@ def descriptors(directory: str) -> dict[str, int]:
     return dict(zip(data.decode().removeprefix("fds "), fds, strict=False))
 
 
+def _reaped(pid: int) -> bool:
+    """Has that child of ours ended? It is reaped then, unless somebody else of this process has done so."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True
+
+
+_left: list[int] = []
+"""Shims that go on though the client that started them was closed: still children of this process."""
+
+
 class Shim:
     """A shim that this process has started: its pid, and the socket on which it reports."""
 
     def __init__(self, directory: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`."""
+        _left[:] = [pid for pid in _left if not _reaped(pid)]
         self.directory = directory
         self.gone = threading.Event()
         try:
@@ -232,17 +244,22 @@ class Shim:
             check(reply, self.directory, "start")
             raise UnavailableError(f"the shim in {self.directory!r} answered {reply!r} to a start")
         except BaseException:
-            self._abort()
+            self.undo()
             raise
 
-    def _abort(self) -> None:
-        """Ends a start; returns when the shim has undone it. It kills the runtime itself, which only it may reap."""
+    def undo(self) -> None:
+        """Ends a start or its container, and the shim; returns when that is done. Only a shim kills its children."""
         with contextlib.suppress(OSError):
             self.socket.settimeout(None)
             self.socket.send(b"undo")
             while self.socket.recv(PACKET):
                 pass
         self.ended()
+
+    def let_go(self) -> None:
+        """Closes the socket; the shim goes on, and is reaped by whoever starts one after it has ended."""
+        self.socket.close()
+        _left.append(self.pid)
 
     def ended(self) -> None:
         """Closes the socket and reaps the shim, which is ending."""

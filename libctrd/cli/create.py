@@ -1,0 +1,32 @@
+"""``ctrd create``: a container that is there and not started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from libctrd.cli import options, output
+from libctrd.cli.group import Settings
+
+
+@click.command("create", context_settings=options.OWN_ARGUMENTS)
+@options.apply((options.ID, *options.ROOT, *options.SPEC, options.ARGUMENTS))
+@click.pass_obj
+def command(
+    settings: Settings, /, id: str | None, rootfs: str | None, bundle: str | None, args: tuple[str, ...], **chosen: Any
+) -> None:
+    """Create a container without starting it, and print its id. Start it with: ctrd start ID
+
+    It runs ARG... on a root file system, or what the config.json of a bundle says.
+    """
+    from libctrd import ids
+
+    spec = options.make_spec(args, rootfs, bundle, **chosen)
+    with settings.connect() as client:
+        container = client.create(ids.generate() if id is None else id, spec)
+        try:
+            output.write_line(container.id)
+        except BaseException:
+            container.clean()
+            raise

@@ -1,0 +1,124 @@
+"""The command ``ctrd`` itself: its global options, and which module each command is in."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+import libctrd
+from libctrd.cli import output
+from libctrd.cli.exits import FAILED
+
+if TYPE_CHECKING:
+    from libctrd.client import Client
+
+COMMANDS: Final = {
+    "run": "Run a container and wait for its end.",
+    "create": "Create a container without starting it.",
+    "start": "Start containers that were created.",
+    "wait": "Wait for the end of containers.",
+    "kill": "Send a signal to containers.",
+    "ps": "List containers.",
+    "inspect": "Show all that is known of containers, as JSON.",
+    "rm": "Remove containers that have ended or never started.",
+    "spec": "Print a spec to begin with, or check one.",
+    "info": "Show the engine and its OCI runtime.",
+    "version": "Show the version of ctrd.",
+}
+"""Each command, in the order of a container's life. It is ``command`` in the module of its name."""
+
+
+class Settings:
+    """The global options, for every command."""
+
+    def __init__(self, address: str | None, runtime: str | None, format: str) -> None:
+        self.address = address
+        self.runtime = runtime
+        self.format = format
+
+    def connect(self) -> Client:
+        """The client of the engine that was chosen."""
+        from libctrd.engine import connect
+
+        return connect(self.address, runtime=self.runtime)
+
+
+class Commands(click.Group):
+    """Finds a command by importing its module, and lists all without importing any."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"libctrd.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command("ctrd", cls=Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--address", metavar="A", help="The engine: local: or local:/DIR. [env: CTRD_ADDRESS, CONTAINERD_ADDRESS]"
+)
+@click.option("--state-dir", metavar="D", help="Keep the state of containers in the directory D; short for local:D.")
+@click.option(
+    "--runtime", metavar="R", help="The OCI runtime, a path or a name. [default: crun if it works, else runc]"
+)
+@click.option("--format", type=click.Choice(["table", "json"]), default="table", help="How listings are shown.")
+@click.option("--debug", is_flag=True, help="Show what is going on, and where errors come from.")
+@click.version_option(libctrd.__version__, message="ctrd %(version)s")
+@click.pass_context
+def ctrd(
+    context: click.Context, address: str | None, state_dir: str | None, runtime: str | None, format: str, debug: bool
+) -> None:
+    """Run containers, and never lose a byte of their output or an exit of theirs."""
+    _log(debug)
+    if state_dir is not None:
+        if address is not None:
+            raise click.UsageError("--state-dir is short for --address: give one of them", context)
+        if not state_dir:
+            raise click.UsageError("--state-dir needs the name of a directory", context)
+        address = "local:" + os.path.abspath(state_dir)
+    context.obj = Settings(address, runtime, format)
+
+
+def _log(debug: bool) -> None:
+    """Sends what the library logs to stderr, as our own lines."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.complain(self.format(record))
+
+    output.debug = debug
+    logger = logging.getLogger("libctrd")
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.addHandler(Lines())
+    logger.propagate = False
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Runs the command that *arguments* name; returns its exit code. Bad usage is one line, as every failure is."""
+    context: Any = None
+    try:
+        with ctrd.make_context("ctrd", list(arguments)) as context:
+            result = ctrd.invoke(context)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "ctrd"
+        output.complain(f"{error.format_message().rstrip('.')} (see `{where} --help`)")
+        return FAILED
+    except click.ClickException as error:
+        output.complain(error.format_message())
+        return FAILED

@@ -1,0 +1,24 @@
+"""``ctrd info``: what will run a container here."""
+
+from __future__ import annotations
+
+import click
+
+from libctrd.cli import options, output
+from libctrd.cli.group import Settings
+
+
+@click.command("info")
+@options.FORMAT
+@click.pass_obj
+def command(settings: Settings, format: str | None) -> None:
+    """Show the engine, where it keeps its state, and its OCI runtime."""
+    import msgspec
+
+    with settings.connect() as client:
+        info = client.info()
+    if (format or settings.format) == "json":
+        output.write_json(info)
+    else:
+        pairs = msgspec.to_builtins(info).items()
+        output.write_table(["ENGINE", ""], [(name.replace("_", " "), str(value)) for name, value in pairs])

@@ -1,0 +1,155 @@
+"""The options that say what runs: the same for ``run``, ``create`` and ``spec``, and what they make of a spec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OWN_ARGUMENTS: Final = {"allow_interspersed_args": False}
+"""For commands that take ARG…: what stands after the first one belongs to the container, options and all."""
+
+
+def apply(options: Iterable[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    """Puts *options* on a command, in their order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(list(options)):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+ROOT: Final = (
+    click.option("--rootfs", metavar="DIR", help="The root file system."),
+    click.option("--bundle", metavar="DIR", help="An OCI bundle; other options go over its config.json."),
+)
+SPEC: Final = (
+    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+    click.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable of its environment."),
+    click.option("-w", "--cwd", metavar="DIR", help="Where it starts, in the container. [default: /]"),
+    click.option("-u", "--user", metavar="UID[:GID]", help="Who it runs as, by number. [default: 0:0]"),
+    click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g."),
+    click.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5."),
+    click.option("--pids-limit", metavar="N", type=int, help="The most processes it may have."),
+    click.option(
+        "--mount",
+        metavar="M",
+        multiple=True,
+        help="A mount, such as type=bind,source=/a,target=/b,ro or type=tmpfs,target=/t.",
+    ),
+    click.option("--read-only", is_flag=True, help="Its root file system cannot be written."),
+)
+ARGUMENTS: Final = click.argument("args", metavar="[--] [ARG]...", nargs=-1, type=click.UNPROCESSED)
+ID: Final = click.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
+IDS: Final = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+FORMAT: Final = click.option("--format", type=click.Choice(["table", "json"]), help="The same as ctrd --format.")
+INTERACTIVE: Final = click.option(
+    "-i", "--interactive", is_flag=True, help="Our input is its input. [default: it has none]"
+)
+UNATTENDED: Final = (
+    click.option(
+        "--unattended",
+        type=click.Choice(["hold", "discard"]),
+        help="Its output while nobody reads it: hold it back, or let it go. [default: hold; detached: discard]",
+    ),
+    click.option("--log", metavar="FILE", help="Append its output to FILE while nobody reads it."),
+)
+
+
+def unattended(policy: str | None, log: str | None, *, default: str) -> dict[str, Any]:
+    """The keywords of `Container.start` for ``--unattended`` and ``--log``."""
+    if policy is not None and log is not None:
+        raise click.UsageError("--log says what becomes of unattended output: leave --unattended out")
+    return {"unattended": "log" if log is not None else policy or default, "log": log}
+
+
+def make_spec(
+    args: tuple[str, ...],
+    rootfs: str | None,
+    bundle: str | None,
+    *,
+    tty: bool,
+    read_only: bool,
+    mount: tuple[str, ...],
+    env: tuple[str, ...],
+    cwd: str | None,
+    **limits: Any,
+) -> dict[str, Any]:
+    """The spec for what was asked for, on a root file system or from a bundle. Raises as the functions of `spec` do."""
+    from libctrd import spec as specs
+
+    mounts = [specs.parse_mount(text) for text in mount]
+    if bundle is None:
+        if rootfs is None:
+            raise click.UsageError("there is nothing to run on: give --rootfs DIR or --bundle DIR")
+        if not args:
+            raise click.UsageError("there is nothing to run: give the program and its arguments as ARG...")
+        return specs.default(
+            args,
+            rootfs,
+            terminal=tty,
+            env=env,
+            cwd="/" if cwd is None else cwd,
+            mounts=mounts,
+            read_only=read_only,
+            **limits,
+        )
+    if rootfs is not None:
+        raise click.UsageError("a bundle names its own root file system: give either --rootfs or --bundle")
+    spec = specs.resolve(specs.load(bundle), os.path.abspath(bundle))
+    if args and isinstance(spec.get("process"), dict):
+        spec["process"]["args"] = list(args)
+    specs.validate(spec)
+    _go_over(spec, tty=tty, read_only=read_only, mounts=mounts, env=env, cwd=cwd, **limits)
+    return spec
+
+
+def _go_over(
+    spec: dict[str, Any],
+    *,
+    tty: bool,
+    read_only: bool,
+    mounts: list[dict[str, Any]],
+    env: tuple[str, ...],
+    cwd: str | None,
+    user: str | None,
+    **limits: Any,
+) -> None:
+    """Changes *spec*, which is valid, as far as options were given."""
+    from libctrd import spec as specs
+
+    process = spec["process"]
+    made = specs.default(["-"], "/", env=env, rootless=False, **limits)
+    if env:
+        names = {text.partition("=")[0] for text in env}
+        given = [text for text in made["process"]["env"] if text.partition("=")[0] in names]
+        process["env"] = [e for e in process.get("env") or [] if e.partition("=")[0] not in names] + given
+    if tty:
+        process["terminal"] = True
+    if cwd is not None:
+        process["cwd"] = cwd
+    if user is not None:
+        process["user"] = specs.parse_user(user)
+    if read_only:
+        spec["root"]["readonly"] = True
+    if mounts:
+        places = {mount["destination"] for mount in mounts}
+        spec["mounts"] = [m for m in spec.get("mounts") or [] if m["destination"] not in places] + mounts
+    changed = {
+        kind: made["linux"]["resources"][kind]
+        for kind in ("memory", "cpu", "pids")
+        if kind in made["linux"]["resources"]
+    }
+    if changed:
+        linux = spec.setdefault("linux", {})
+        resources = linux.get("resources") or {}
+        linux["resources"] = {
+            **resources,
+            **{kind: {**(resources.get(kind) or {}), **changed[kind]} for kind in changed},
+        }

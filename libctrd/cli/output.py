@@ -1,0 +1,130 @@
+"""What ctrd says itself: ids, tables and JSON on stdout, one line for each error on stderr. No output of containers.
+
+A reader of stdout that has gone is no error: what the command does is done all the same. Any other failure to write is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from libctrd.cli.exits import FAILED
+from libctrd.errors import CtrdError, from_os_error
+
+debug = False
+"""With ``--debug``: errors come with their traceback."""
+line_end = "\n"
+"""What ends a line on stderr: a terminal in raw mode needs a carriage return too."""
+
+
+def write(text: str) -> None:
+    """Writes *text* to stdout, all of it. Raises `UnavailableError` when it cannot be written there."""
+    data = memoryview(text.encode("utf-8", "surrogateescape"))
+    while data:
+        try:
+            data = data[os.write(1, data) :]
+        except BrokenPipeError:
+            _silence()
+        except BlockingIOError:
+            _wait_for_room()
+        except OSError as error:
+            raise from_os_error(error, "write to standard output (write)") from error
+
+
+def _silence() -> None:
+    """The reader has gone: from now on stdout is ``/dev/null``."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _wait_for_room() -> None:
+    """Somebody else has set a shared stdout to nonblocking: it stays so, and we wait ourselves."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    poll.poll()
+
+
+def write_line(text: str) -> None:
+    """Writes one line to stdout."""
+    write(text + "\n")
+
+
+def write_json(value: Any) -> None:
+    """Writes *value* to stdout as JSON that people can read too."""
+    import msgspec
+
+    write_line(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a table to stdout. It fits a terminal; anybody else gets every cell in full."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    terminal = os.isatty(1)
+    console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 100_000)
+    with console.capture() as capture:
+        console.print(table)
+    write("".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines()))
+
+
+def complain(message: str) -> None:
+    """Writes *message* to stderr as one line that says who speaks. A stderr that takes nothing is nobody to tell."""
+    lines = [line.strip() for line in message.splitlines()]
+    text = "ctrd: " + _printable("; ".join(line for line in lines if line)) + line_end
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
+
+
+def _printable(text: str) -> str:
+    """*text* without what a terminal would obey: names and what runtimes say may hold anything."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def fail(error: BaseException) -> int:
+    """Tells what failed; returns the exit code for it."""
+    if debug:
+        import traceback
+
+        trace = "".join(traceback.format_exception(error)).replace("\n", line_end)
+        os.write(2, trace.encode("utf-8", "backslashreplace"))
+    if isinstance(error, CtrdError | OSError):
+        complain(str(error))
+    else:
+        complain(f"{type(error).__name__}: {error} (this is a fault in ctrd itself: --debug shows where)")
+    return FAILED
+
+
+def for_each(ids: Sequence[str], action: Callable[[str], object]) -> int:
+    """Does *action* for every id; one that fails is told and does not keep the rest from it. Returns the exit code."""
+    code = 0
+    for id in ids:
+        try:
+            action(id)
+        except CtrdError as error:
+            code = fail(error)
+    return code
+
+
+def flush() -> None:
+    """Hands on what others have left in Python's own buffer of stdout, such as a help text."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+    except OSError as error:
+        raise from_os_error(error, "write to standard output (write)") from error

@@ -1,0 +1,110 @@
+"""The two ways in which ctrd starts a container: to attend it until its end, or to leave it to itself."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from libctrd.cli import output
+from libctrd.cli.exits import FAILED, Interrupted
+from libctrd.cli.signals import Signals
+from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.stdio import DETACHED, NULL, Stdio
+
+if TYPE_CHECKING:
+    from libctrd.container import Container
+    from libctrd.state import ExitStatus
+
+LAST_SECONDS = 1.0
+"""How long an end that is under way may still take once ctrd was told to end."""
+
+
+def leave(container: Container, signals: Signals, *, new: bool, interactive: bool, **options: Any) -> None:
+    """Starts *container*, leaves it to itself and prints its id.
+
+    Without *interactive* its input is empty; with it, somebody may come and write. *options* goes to `Container.start`.
+    When this raises, a *new* container has gone, and so has one that ran; one that could not be started stays.
+    """
+    streams = Stdio(DETACHED if interactive else NULL, DETACHED, DETACHED)
+    with _undone(container, new), signals.interrupting():
+        container.start(streams, **options)
+        output.write_line(container.id)
+
+
+def attend(
+    container: Container, signals: Signals, *, new: bool, interactive: bool, terminal: bool, **options: Any
+) -> int:
+    """Starts *container*, waits for its end and returns its exit code; it is cleaned then.
+
+    Our output is its output; with *interactive* our input is its input. With *terminal* it has a terminal, and ours, if
+    we have one, becomes its keyboard and its screen. *options* goes to `Container.start`. When this raises, a *new*
+    container has gone, and so has one that ran; one that could not be started stays.
+    """
+    with _undone(container, new), contextlib.ExitStack() as stack:
+        mode = None
+        if terminal and interactive and os.isatty(0):
+            from libctrd.cli.terminal import raw
+
+            mode = stack.enter_context(raw(0))
+        with signals.interrupting():
+            container.start(Stdio(0 if interactive else NULL, 1, 2), **options)
+        resize = _follow_size(container, signals) if terminal else _no_size
+        if mode is not None:
+            mode.enter(signals=False)
+            signals.watch_stop(mode.restore, mode.resume)
+        signals.forward(container.signal, resize)
+        status = _wait(container)
+    if not status.known:
+        output.complain(f"the exit code of container {container.id!r} is not known: nobody was there to see it")
+    return FAILED if _has_lost_output(container) else status.code
+
+
+def _has_lost_output(container: Container) -> bool:
+    """Tells of output that could not be written. A reader that has gone wanted no more of it: that is no loss."""
+    lost = {n: e for n, e in container.undelivered().items() if e.errno not in (errno.EPIPE, errno.ECONNRESET)}
+    for name, error in lost.items():
+        output.complain(f"output of container {container.id!r} to {name} is lost: {error}")
+    return bool(lost)
+
+
+@contextlib.contextmanager
+def _undone(container: Container, new: bool) -> Iterator[None]:
+    """Whatever is raised within ends and removes *container*, unless it was there before and has not started."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(NotFoundError):
+            if new or container.status != "created":
+                container.clean(force=True)
+        raise
+
+
+def _wait(container: Container) -> ExitStatus:
+    try:
+        return container.wait()
+    except Interrupted:
+        with contextlib.suppress(DeadlineError):
+            return container.wait(LAST_SECONDS)  # its own code, when the end was only a moment away
+        raise
+
+
+def _no_size() -> None:
+    """What a change of our window's size is to a container without a terminal."""
+
+
+def _follow_size(container: Container, signals: Signals) -> Callable[[], None]:
+    """Gives the container's terminal the size of ours, now; returns what does so again."""
+    from libctrd.cli.terminal import size
+
+    def resize() -> None:
+        now = size()
+        if now is not None:
+            with contextlib.suppress(NotFoundError):  # it has ended
+                container.resize(*now)
+
+    signals.watch_size()
+    resize()
+    return resize
