@@ -65,6 +65,7 @@ class Container:
         self._processes: dict[str, Process] = {}
         self._owned = False  # this client started it: it reads the output and cleans after the exit
         self._created_here = False
+        self._told_of = False  # the engine tells this client what happens to it
         self._exit: ExitStatus | None = None
         self._oom_killed = False
         self._waiting: dict[str, deque[Waiter]] = {"pause": deque(), "resume": deque()}
@@ -253,6 +254,7 @@ class Container:
                 raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
             raise
         self._owned = not init.streams.left_to_others
+        self._told_of = True
         init.pid = pid
         return init
 
