@@ -303,6 +303,8 @@ class Lifecycle(RuleBasedStateMachine):
         id, box = self.pick(which, lambda box: box.started and not box.codes and not box.orphan)
         kill_shim(self.state, id)
         box.orphan = True
+        if box.detached and box.program.then == "cat":
+            box.codes.add(box.program.code)  # only its shim held the far end of its stdin, and so let it end
 
     @rule(which=NUMBERS, by=CLIENTS, force=st.booleans())
     def clean(self, which: int, by: int, force: bool) -> None:  # C2
