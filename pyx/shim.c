@@ -24,6 +24,7 @@
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
  *   pause, resume  ok | failed CODE TEXT                after the event
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
+ *   end            ok | error ERRNO                     like delete, when the caller has removed what the runtime left
  *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
  * The starter (descriptor 3) watches from the beginning; it hears "started PID" or "failed CODE TEXT" first.
  */
@@ -196,6 +197,9 @@ static void request(int i)
 		peers[i].want = RESUME;
 	} else if (strcmp(text, "delete") == 0) {
 		peers[i].want = DELETE;
+	} else if (strcmp(text, "end") == 0) {
+		ending = init.state == STOPPED && runtime.pid == 0;
+		ending ? say(i, "ok") : say_errno(i, EBUSY);
 	} else if (strcmp(text, "undo") == 0) {
 		if (init.state == STARTING && runtime.op == START)
 			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */

@@ -29,7 +29,8 @@ class Record(Struct, frozen=True, omit_defaults=True):
     runtime_args: tuple[str, ...] = ()
     terminal: bool = False
     own_pid_namespace: bool = True
-    memory_cgroup: str = ""
+    cgroup: str = ""
+    plain: bool = False
     version: int = 1
 
 

@@ -147,7 +147,8 @@ class LocalEngine:
             runtime_args=runtime_args,
             terminal=bool((spec.get("process") or {}).get("terminal")),
             own_pid_namespace=specs.own_namespace(spec, "pid"),
-            memory_cgroup=_memory_cgroup(path),
+            cgroup=path if path and path.startswith("/") else "",
+            plain=chosen.version.startswith(_KNOWN) and not runtime_args and _is_plain(spec),
         )
         return record, spec
 
@@ -181,7 +182,7 @@ class LocalEngine:
             }.items()
             if wanted
         )
-        arguments = ["--memory-cgroup", record.memory_cgroup] if record.memory_cgroup else []
+        arguments = ["--memory-cgroup", _memory_cgroup(record.cgroup)] if record.cgroup else []
         if request.unattended == "log":
             arguments += ["--log", request.log]
         starter = shim.Shim(where, arguments + self._arguments(record, flags))
@@ -349,7 +350,7 @@ class LocalEngine:
         where = self._directory(id)
         try:
             with shim.connection(where) as peer:
-                shim.ask(peer, where, "undo" if force else "delete")
+                shim.ask(peer, where, "undo" if force else "end" if self._delete_by_hand(id) else "delete")
                 peer.settimeout(None)
                 while peer.recv(shim.PACKET):
                     pass
@@ -359,6 +360,21 @@ class LocalEngine:
             starter = self._shims.get(id)
         if starter is not None:
             starter.gone.wait()
+
+    def _delete_by_hand(self, id: str) -> bool:
+        """Removes the cgroups of an ended container, all that a runtime leaves outside of our directory; its own two
+        files lie in it and go with it. False when the runtime must do it: it or the spec is not of the known kind, or
+        a cgroup is not empty. To call the runtime costs half of a bare run of it again.
+        """
+        record = self.record(id)
+        if not record.plain or not record.cgroup or shim.read_exit(self._directory(id)) is None:
+            return False
+        try:
+            for path in cgroups_of(record.cgroup):
+                os.rmdir(path)
+        except OSError:
+            return False  # EBUSY: something of it is still there
+        return True
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""
@@ -388,10 +404,24 @@ def _unified() -> bool:
     return os.path.exists(os.path.join(_CGROUPS, "cgroup.controllers"))
 
 
-def _memory_cgroup(path: str | None) -> str:
-    """Where the memory controller of the cgroup *path* will be; "" for a path that only the runtime can resolve."""
-    if not path or not path.startswith("/"):
-        return ""
+_KNOWN = ("crun version 1.", "runc version 1.")
+"""The runtimes of which it is known what they leave behind."""
+
+
+def _is_plain(spec: Spec) -> bool:
+    """Does the spec ask for nothing that a runtime must undo itself: no hook, no group of Intel RDT, no foreign pids?"""
+    return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
+
+
+def cgroups_of(path: str) -> list[str]:
+    """Where the cgroup *path* is: its directories in every hierarchy that has one."""
+    tops = [_CGROUPS] if _unified() else [os.path.join(_CGROUPS, name) for name in os.listdir(_CGROUPS)]
+    found = [os.path.join(top, path.lstrip("/")) for top in tops if not os.path.islink(top)]
+    return [directory for directory in found if os.path.isdir(directory)]
+
+
+def _memory_cgroup(path: str) -> str:
+    """Where the memory controller of the cgroup *path* will be."""
     return os.path.join(_CGROUPS if _unified() else os.path.join(_CGROUPS, "memory"), path.lstrip("/"))
 
 
@@ -402,7 +432,7 @@ def _is_of(pid: int, record: Record) -> bool:
             cgroups = file.read()
     except OSError:
         return False
-    return not record.memory_cgroup or os.path.basename(record.memory_cgroup) in cgroups
+    return not record.cgroup or record.cgroup in cgroups
 
 
 def _thaw(pid: int) -> None:

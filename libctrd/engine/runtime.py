@@ -18,6 +18,7 @@ log = logging.getLogger("libctrd")
 PREFERRED = ("crun", "runc")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MISSING = "/no-such-program"
+_FORMAT = 2  # of what is remembered: counts up when a field is added, so that it is found out
 
 
 class Runtime(Struct, frozen=True):
@@ -26,6 +27,7 @@ class Runtime(Struct, frozen=True):
     path: str
     works: bool
     hide_unified: bool = False
+    version: str = ""
     why_not: str = ""
 
 
@@ -79,7 +81,7 @@ def version(path: str) -> str:
 def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
-    key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
+    key = f"{_FORMAT}:{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
     with _lock:
         if key not in _known:
             known = _remembered()
@@ -132,11 +134,11 @@ def _try(path: str) -> Runtime:
     for hide in (False, True):
         said = _start_nothing(path, hide)
         if _MISSING in said or "no such file" in said.lower():
-            return Runtime(path, True, hide)
+            return Runtime(path, True, hide, version(path))
         why_not = why_not or said
         if "hybrid" not in said:
             break
-    return Runtime(path, False, False, why_not)
+    return Runtime(path, False, why_not=why_not)
 
 
 def _start_nothing(path: str, hide_unified: bool) -> str:
