@@ -87,7 +87,7 @@ class Client:
         specs.check_rootfs(spec)
         directory.check_room()
         with self._locked(id):
-            if self._known(id):
+            if self._active(id):
                 raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
             claim, path = self._claim(id)
             bundle = path
@@ -157,16 +157,29 @@ class Client:
     def containers(self) -> list[Container]:
         """Every container of the engine, whoever started it, by id."""
         self._check_open()
-        return [self._known(record.id) or Container(self, record) for record in self._engine.records()]
+        return [self._active(record.id) or Container(self, record) for record in self._engine.records()]
 
     def get(self, id: str) -> Container:
         """The container *id*, whoever started it. Raises `NotFoundError` when there is none."""
         self._check_open()
-        return self._known(ids.check(id)) or Container(self, self._engine.record(id))
+        return self._active(ids.check(id)) or Container(self, self._engine.record(id))
 
     def _known(self, id: str) -> Container | None:
         with self._guard:
             return self._containers.get(id)
+
+    def _active(self, id: str) -> Container | None:
+        """That of this client's table. One that only waits to be started may have been removed by another client."""
+        known = self._known(id)
+        if known is None or known._told_of:
+            return known
+        try:
+            if self._engine.record(id) == known._record:
+                return known
+        except NotFoundError:
+            pass
+        self._forget(known)
+        return None
 
     def _remove(self, container: Container) -> None:
         """Frees a container that ended or never started, and removes its directories (C2). Called under its lock."""
@@ -177,6 +190,9 @@ class Client:
             self._forget(container)  # another hand has cleaned it, or the state directory was taken away under us
             return
         try:
+            if self._is_anothers(container):
+                self._forget(container)
+                return
             self._engine.delete(id)
             if not directory.clean_disabled():
                 if container.bundle != path:
@@ -195,17 +211,33 @@ class Client:
             if self._containers.get(container.id) is container:
                 del self._containers[container.id]
 
-    def _watch(self, container: Container) -> None:
-        """From now on events of this container reach it, though another client has started it."""
+    def _watch(self, container: Container) -> Container:
+        """From now on events of this container reach it, though another client has started it.
+
+        Returns the object that they reach: of several that were handed out for one container it is the first.
+        """
         with self._locked(container.id):
-            if container._owned or self._known(container.id):
-                return
-            self._register(container)
+            known = self._known(container.id)
+            told = known or container
+            if told._told_of:
+                return told
+            self._register(told)
+            told._told_of = True
             try:
-                self._engine.watch(container.id)
+                self._engine.watch(told.id)
             except BaseException:
-                self._forget(container)
+                told._told_of = False
+                if known is None:
+                    self._forget(told)
                 raise
+            return told
+
+    def _is_anothers(self, container: Container) -> bool:
+        """Has this container gone, and does its id name another by now? Two of one id differ in when they were made."""
+        try:
+            return self._engine.record(container.id) != container._record
+        except CtrdError:
+            return False  # there is no record, or only a damaged one: nothing that says so
 
     @contextlib.contextmanager
     def _locked(self, id: str) -> Iterator[None]:

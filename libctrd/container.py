@@ -6,6 +6,7 @@ in ``client.py``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -66,6 +67,7 @@ class Container:
         self._processes: dict[str, Process] = {}
         self._owned = False  # this client started it: it reads the output and cleans after the exit
         self._created_here = False
+        self._told_of = False  # the engine tells this client what happens to it
         self._exit: ExitStatus | None = None
         self._oom_killed = False
         self._waiting: dict[str, deque[Waiter]] = {"pause": deque(), "resume": deque()}
@@ -266,6 +268,7 @@ class Container:
                 raise RuntimeFailedError(f"{error}: {words}", output=said, exit_code=error.exit_code) from error
             raise
         self._owned = not init.streams.left_to_others
+        self._told_of = True
         init.pid = pid
         return init
 
@@ -292,16 +295,18 @@ class Container:
         Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
         `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
+        told = self
         if self._exit is None and not self._processes:
             self._require_started()
-            self._client._watch(self)
+            told = self._client._watch(self)
         # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
-        done = self._finished if self._client._is_telling(self.id) else self._notified
+        done = told._finished if self._client._is_telling(self.id) else told._notified
         if not done.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
-        if self._exit is None:
+        if told._exit is None:
             raise ClosedError(f"the client of container {self.id!r} was closed before it ended: get it from another")
-        return self._exit
+        self._exit = told._exit
+        return told._exit
 
     def _let_go(self) -> None:
         """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
@@ -358,13 +363,13 @@ class Container:
         waiter = Waiter()
         with self._client._locked(self.id):
             self._require_running()
-            self._client._watch(self)
-            self._waiting[change].append(waiter)
+            waiting = self._client._watch(self)._waiting[change]
+            waiting.append(waiter)
             try:
                 (self._client._engine.pause if change == "pause" else self._client._engine.resume)(self.id)
             except BaseException:
-                if waiter in self._waiting[change]:
-                    self._waiting[change].remove(waiter)
+                if waiter in waiting:
+                    waiting.remove(waiter)
                 raise
         if not waiter.woken.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not {change} within {timeout:g} s")
@@ -388,12 +393,14 @@ class Container:
     def clean(self, *, force: bool = False) -> None:
         """Removes its directory, and all that the engine and the runtime hold of it (C2).
 
-        One that is gone already is success. With ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays.
-        A running container is refused with `InvalidArgumentError`; with *force* it is killed first, its end is waited
-        for, and its listeners hear of it.
+        One that is gone already is success, also when its id is another container's by now, which is left alone. With
+        ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays. A running container is refused with
+        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it.
         """
         client = self._client
         with client._locked(self.id):
+            if client._is_anothers(self):
+                return
             try:
                 status = self.status
             except UnavailableError:  # its records are damaged: by force it can still be got rid of
@@ -404,11 +411,13 @@ class Container:
             if status in ("running", "paused"):
                 if not force:
                     raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
-                client._engine.signal(self.id, INIT, _SIGKILL)
-                if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
-                    client._engine.resume(self.id)
+                with contextlib.suppress(NotFoundError):  # it has ended since we looked
+                    client._engine.signal(self.id, INIT, _SIGKILL)
+                    if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
+                        client._engine.resume(self.id)
         if status in ("running", "paused"):
-            self.wait()
+            with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
+                self.wait()
         with client._locked(self.id):
             client._remove(self)
 

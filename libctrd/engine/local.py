@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import threading
 import zlib
@@ -311,7 +312,25 @@ class LocalEngine:
 
     def signal(self, id: str, process: str, number: int) -> None:
         """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""
-        shim.request(self._directory(id), f"kill {number}")
+        try:
+            shim.request(self._directory(id), f"kill {number}")
+        except NotFoundError:
+            self._signal_orphan(id, number)
+
+    def _signal_orphan(self, id: str, number: int) -> None:
+        """Sends a signal to the ``init`` of a container whose shim was killed. Raises `NotFoundError` if it has ended."""
+        pid = self.snapshot(id).pid
+        pidfd = proc.pidfd_open(pid) if pid else -1
+        if pidfd < 0:
+            raise NotFoundError(f"container {id!r} is not running any more")
+        try:
+            if not _is_of(pid, self.record(id)):  # looked at again now that the pid cannot become another's
+                raise NotFoundError(f"container {id!r} is not running any more")
+            proc.pidfd_send_signal(pidfd, number)
+            if number == signal.SIGKILL:
+                _thaw(pid)
+        finally:
+            os.close(pidfd)
 
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
@@ -417,3 +436,17 @@ def _is_of(pid: int, record: Record) -> bool:
     except OSError:
         return False
     return not record.cgroup or record.cgroup in cgroups
+
+
+def _thaw(pid: int) -> None:
+    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
+        if path is not None and path != "/":
+            with open(f"{_CGROUPS}/freezer{path}/freezer.state", "w", encoding="ascii") as state:
+                state.write("THAWED")
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
+    except OSError as error:
+        log.warning("process %d may be frozen and could not be thawed to be killed: %s", pid, error)
