@@ -195,6 +195,7 @@ class Client:
                 return
             self._engine.delete(id)
             if not directory.clean_disabled():
+                self._engine.release(id)
                 if container.bundle != path:
                     directory.remove_tree(container.bundle)
                 directory.remove_tree(path)

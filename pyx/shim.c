@@ -75,11 +75,19 @@ void announce(const char *event)
 			say(i, event);
 }
 
+/* The room for the exit record is also the mark of a container that was started; this one was not, after all. */
+static void unmark(void)
+{
+	unlinkat(STATE_FD, RECORD_TEMP, 0);
+}
+
 /* The start cannot go on before the runtime was reached: which call failed on what, then the end. */
 _Noreturn void die(const char *call, const char *what)
 {
 	int number = errno;
 	snprintf(packet, sizeof packet, "broken %d %s %s", number, call, what);
+	if (!opt.undo)
+		unmark();
 	if (send(STARTER_FD, packet, strlen(packet), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		_exit(2); /* nobody is left to be told; the code is all there is */
 	_exit(1);
@@ -280,6 +288,8 @@ static void set_up(void)
 	if (fchdir(STATE_FD) < 0)
 		die("fchdir", opt.state);
 
+	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
+		return;
 	allocate_record();
 	if (opt.unattended == LOG &&
 	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
@@ -428,7 +438,11 @@ int main(int argc, char **argv)
 	spawn_runtime(opt.undo ? UNDO : START, 0);
 	while (!ending)
 		turn();
+	if (opt.undo)
+		return 0;
 	unlinkat(STATE_FD, SOCKET_NAME, 0);
 	unlinkat(STATE_FD, TTY_NAME, 0);
+	if (init.state == STARTING)
+		unmark();
 	return 0;
 }

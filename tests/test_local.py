@@ -115,7 +115,7 @@ def test_a_peer_that_never_reads_is_dropped_and_disturbs_nobody(crun_client: Cli
     with shim.connection(container.bundle) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         deaf.setblocking(False)
-        with pytest.raises((BlockingIOError, BrokenPipeError, ConnectionResetError)):  # noqa: PT012 - the last one
+        with pytest.raises((BlockingIOError, BrokenPipeError, ConnectionResetError)):  # noqa: PT012
             while True:
                 deaf.send(b"nonsense")
         container.pause()
@@ -126,7 +126,8 @@ def test_a_peer_that_never_reads_is_dropped_and_disturbs_nobody(crun_client: Cli
 def test_a_container_gets_three_descriptors_and_no_ignored_or_blocked_signal(client: Client, spec: Make) -> None:
     leaked = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(leaked, True)
-    container = client.create("web", spec(args=["sh", "-c", "ls /proc/self/fd; exec grep -E 'Sig(Blk|Ign)' /proc/self/status"]))
+    look = "ls /proc/self/fd; exec grep -E 'Sig(Blk|Ign)' /proc/self/status"
+    container = client.create("web", spec(args=["sh", "-c", look]))
     container.start()
     os.close(leaked)
     assert container.stdout is not None

@@ -118,7 +118,8 @@ class LocalEngine:
         if status is not None:
             return Snapshot("stopped", exit=status)
         pid = shim.read_pid(where)
-        if not os.path.lexists(os.path.join(where, shim.SOCKET)) and not pid:
+        if not shim.was_started(where):
+            self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
         if pid and _is_of(pid, record):
             return Snapshot("running", pid)  # its shim was killed
@@ -162,11 +163,21 @@ class LocalEngine:
         except OSError as error:
             raise from_os_error(error, f"write the record of container {record.id!r}, {path!r}") from error
 
+    def release(self, id: str) -> None:
+        """See `Engine.release`. The record goes first, so that nobody takes what is half removed for something else."""
+        path = os.path.join(self._directory(id), RECORD)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise from_os_error(error, f"remove the record of container {id!r}, {path!r}") from error
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
         where = self._directory(record.id)
-        if os.path.lexists(os.path.join(where, shim.SOCKET)) or shim.read_exit(where) is not None:
+        if shim.was_started(where):
             raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
         flags = "".join(
             letter
@@ -318,7 +329,7 @@ class LocalEngine:
             self._signal_orphan(id, number)
 
     def _signal_orphan(self, id: str, number: int) -> None:
-        """Sends a signal to the ``init`` of a container whose shim was killed. Raises `NotFoundError` if it has ended."""
+        """Sends a signal to the ``init`` of a container whose shim was killed. `NotFoundError` if it has ended."""
         pid = self.snapshot(id).pid
         pidfd = proc.pidfd_open(pid) if pid else -1
         if pidfd < 0:
@@ -412,7 +423,7 @@ _KNOWN = ("crun version 1.", "runc version 1.")
 
 
 def _is_plain(spec: Spec) -> bool:
-    """Does the spec ask for nothing that a runtime must undo itself: no hook, no group of Intel RDT, no foreign pids?"""
+    """Does the spec ask for nothing that a runtime must undo itself: no hook, no Intel RDT, no foreign pids?"""
     return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
 
 
