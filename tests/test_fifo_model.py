@@ -1,8 +1,8 @@
 """The fifos against a model: who has a fifo open, what was written into it, and so what each must read.
 
-One thread, no waiting: every rule is one call whose outcome the model foretells. Foreign ends, opened with plain system
-calls, take part, so that the two sides also hold each other to the truth. The path is replaced now and then: each inode is
-a pipe of its own.
+One thread, no waiting: every rule is one call whose outcome the model foretells. Foreign ends, opened with
+plain system calls, take part, so that the two sides also hold each other to the truth. The path is replaced
+now and then: each inode is a pipe of its own.
 """
 
 from __future__ import annotations
@@ -106,7 +106,11 @@ class FifoMachine(RuleBasedStateMachine):
 
     def fifos(self, *, reads: bool = False, writes: bool = False) -> list[End]:
         ends = [end for end in self.ends if isinstance(end.thing, Fifo)]
-        return [end for end in ends if (not reads or end.reads) and (not writes or end.writes or end in self.waiting)]
+        return [
+            end
+            for end in ends
+            if (not reads or end.reads) and (not writes or end.writes or end in self.waiting)
+        ]
 
     @initialize()
     def begin(self) -> None:
