@@ -27,12 +27,17 @@ def nothing_left(ctrd: Ctrd) -> bool:
 
 @pytest.mark.parametrize("id", ["a/b", "..", ".", "", "a\nb", "a" * 77, "-a", "a b", "é", "a..b"])
 def test_an_id_that_cannot_be(ctrd: Ctrd, id: str) -> None:
-    for command in (["run", "--id", id], ["run", "-d", "--id", id], ["create", "--id", id]):
-        assert "id" in ctrd.failure(ctrd(*command, "--rootfs", ctrd.rootfs, "true"))
-    for command in ("start", "wait", "kill", "inspect", "rm"):
-        done = ctrd(command, "--", id)
-        assert done.returncode == 125
-        assert done.stderr.count(b"\n") == 1
+    assert "id" in ctrd.failure(ctrd.run("--id", id, "true"))
+    assert "id" in ctrd.failure(ctrd("rm", "-f", "--", id))
+    assert nothing_left(ctrd)
+
+
+@pytest.mark.parametrize("command", ["start", "start -a", "wait", "kill", "inspect", "rm"])
+def test_a_container_that_is_not_there(ctrd: Ctrd, command: str) -> None:
+    for id, said in (("nobody", "there is no container 'nobody'"), ("../x", "container id '../x' is not valid")):
+        done = ctrd(*command.split(), id)
+        assert (done.returncode, done.stderr.count(b"\n")) == (125, 1)
+        assert said in done.stderr.decode()
     assert nothing_left(ctrd)
 
 
@@ -154,7 +159,7 @@ def test_a_command_line_that_cannot_be(ctrd: Ctrd, arguments: list[str]) -> None
 def test_an_address_that_is_no_engine(ctrd: Ctrd, address: str) -> None:
     ctrd.program = [sys.executable, "-m", "libctrd.cli", "--address", address]
     ctrd.failure(ctrd("ps"))
-    environment = {**os.environ, "CTRD_ADDRESS": address}
+    environment = {**ctrd.environment, "CTRD_ADDRESS": address}
     ctrd.program = [sys.executable, "-m", "libctrd.cli"]
     ctrd.failure(ctrd("ps", env=environment))
 
@@ -162,7 +167,7 @@ def test_an_address_that_is_no_engine(ctrd: Ctrd, address: str) -> None:
 def test_the_address_comes_from_the_environment_too(ctrd: Ctrd) -> None:
     assert ctrd("create", "--rootfs", ctrd.rootfs, "--id", "x", "true").returncode == 0
     ctrd.program = [sys.executable, "-m", "libctrd.cli"]
-    environment = {**os.environ, "CTRD_ADDRESS": f"local:{ctrd.state_dir}"}
+    environment = {**ctrd.environment, "CTRD_ADDRESS": f"local:{ctrd.state_dir}"}
     assert ctrd("rm", "x", env=environment).stdout == b"x\n"
 
 
@@ -225,7 +230,7 @@ def test_a_full_disk(ctrd: Ctrd) -> None:
 def test_no_descriptors_left(ctrd: Ctrd) -> None:
     """From just enough for the interpreter to what a run needs: each time a line, or it works."""
     worked = 0
-    for limit in range(5, 40):
+    for limit in range(5, 31):
         done = ctrd.run(
             "true", preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         )
