@@ -151,8 +151,10 @@ static void run_wanted(void)
 		peers[i].want = NOTHING;
 		if (op == UNDO)
 			spawn_runtime(UNDO, i);
-		else if (init.state == STARTING || (op == DELETE) != (init.state == STOPPED))
-			say_errno(i, op == DELETE ? EBUSY : ESRCH);
+		else if (init.state == STARTING || (op == DELETE || op == END) != (init.state == STOPPED))
+			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
+		else if (op == END)
+			ending = true, say(i, "ok");
 		else
 			spawn_runtime(op, i);
 	}
@@ -198,8 +200,7 @@ static void request(int i)
 	} else if (strcmp(text, "delete") == 0) {
 		peers[i].want = DELETE;
 	} else if (strcmp(text, "end") == 0) {
-		ending = init.state == STOPPED && runtime.pid == 0;
-		ending ? say(i, "ok") : say_errno(i, EBUSY);
+		peers[i].want = END;
 	} else if (strcmp(text, "undo") == 0) {
 		if (init.state == STARTING && runtime.op == START)
 			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */
@@ -210,41 +211,57 @@ static void request(int i)
 	}
 }
 
-static void accept_peer(void)
+static bool accept_peer(void)
 {
 	struct ucred who;
 	socklen_t size = sizeof who;
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0)
-		return;
+		return false;
 	/* The socket's mode already says so; this holds where somebody changed it. */
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) < 0 || (who.uid != 0 && who.uid != geteuid())) {
 		close(fd);
-		return;
+		return true;
 	}
 	for (int i = 0; i < MAX_PEERS; i++)
 		if (peers[i].fd < 0) {
 			peers[i] = (struct peer){.fd = fd};
-			return;
+			return true;
 		}
-	close(fd); /* not reached: a full table does not poll the listener */
+	close(fd); /* only at the end: a full table does not poll the listener */
+	return true;
+}
+
+/* Who asked before the name of our socket went gets its answer, though it may not have been accepted yet. */
+static void answer_the_last(void)
+{
+	while (accept_peer()) {
+	}
+	for (int i = 0; i < MAX_PEERS; i++)
+		if (peers[i].fd >= 0)
+			request(i);
 }
 
 /* ---- set-up ---------------------------------------------------------------------------------------------------------- */
 
-/* A socket in the state directory, which is our working directory: so its path is short however deep that lies. */
+/*
+ * A socket in the state directory, which is our working directory: so its path is short however deep that lies. It gets
+ * its name once it listens: who finds it there and is refused knows that its shim has gone.
+ */
 static int listen_at(const char *name, int type)
 {
+	static const char temporary[] = "sock.tmp";
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	mode_t old = umask(0177);
 
 	if (fd < 0)
 		die("socket", name);
-	strncpy(address.sun_path, name, sizeof address.sun_path - 1);
-	unlinkat(STATE_FD, name, 0);
-	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0)
+	memcpy(address.sun_path, temporary, sizeof temporary);
+	unlinkat(STATE_FD, temporary, 0);
+	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0 ||
+	    renameat(STATE_FD, temporary, STATE_FD, name) < 0)
 		die("bind", name);
 	umask(old);
 	return fd;
@@ -274,6 +291,8 @@ static void set_up(void)
 	if (fchdir(STATE_FD) < 0)
 		die("fchdir", opt.state);
 
+	if (opt.undo)
+		return; /* it serves nobody: what the shim before it has left says how the container ended */
 	allocate_record();
 	if (opt.unattended == LOG &&
 	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
@@ -424,5 +443,6 @@ int main(int argc, char **argv)
 		turn();
 	unlinkat(STATE_FD, SOCKET_NAME, 0);
 	unlinkat(STATE_FD, TTY_NAME, 0);
+	answer_the_last();
 	return 0;
 }

@@ -6,6 +6,7 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -217,15 +218,11 @@ class LocalEngine:
             told = starter is not None and starter.socket in self._told
             if (starter is not None and not told) or id in self._watches:
                 return
-        if told:
-            self._shim_gone(id)  # to whoever asks now it was not told
+        peer = None if told else self._ask_to_watch(where)
+        if peer is None:  # to whoever asks only now it was not told
+            if not self._shim_gone(id):
+                raise NotFoundError(f"container {id!r} was removed by another hand, and its end is not known any more")
             return
-        try:
-            peer = shim.connect(where)
-        except NotFoundError:
-            self._shim_gone(id)
-            return
-        peer.sendall(b"watch")
         peer.setblocking(False)
         with self._lock:
             other = self._watches.setdefault(id, peer)
@@ -234,17 +231,31 @@ class LocalEngine:
             return
         self._reactor.watch(peer.fileno(), lambda _: self._read(id, peer))
 
+    def _ask_to_watch(self, where: str) -> socket.socket | None:
+        """A connection on which the shim tells all that happens from now on; ``None`` when it has ended, or ends."""
+        try:
+            peer = shim.connect(where)
+        except NotFoundError:
+            return None
+        try:
+            peer.sendall(b"watch")
+        except OSError:
+            peer.close()
+            return None
+        return peer
+
     def _read(self, id: str, peer: socket.socket) -> None:
         """Called by the reactor's thread alone: takes one packet of a shim and hands on what it says."""
         try:
             packet = peer.recv(shim.PACKET)
         except BlockingIOError:
             return
-        except OSError:
-            packet = b""  # reset: the shim was killed
+        except ConnectionResetError:
+            return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
-            if not self._take(id, peer):
-                self._shim_gone(id)
+            if not self._take(id, peer) and not self._shim_gone(id):
+                # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
+                self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
             return
         word, _, rest = packet.decode().partition(" ")
         if word == "exit":
@@ -275,20 +286,26 @@ class LocalEngine:
             peer.close()
         return told
 
-    def _shim_gone(self, id: str) -> None:
-        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end."""
+    def _shim_gone(self, id: str) -> bool:
+        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
+
+        False when there is nothing that could be told: it was removed meanwhile.
+        """
         try:
             snapshot = self.snapshot(id)
         except NotFoundError:
-            return  # removed: its end was told before the shim ended
+            return False
         except CtrdError as error:
             log.warning("the end of container %s cannot be told: %s", id, error)
-            return
+            return False
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
             log.warning("the shim of container %s is gone; its exit code will not be known", id)
             self._watch_orphan(id, snapshot.pid)
+        else:
+            return False
+        return True
 
     def _watch_orphan(self, id: str, pid: int) -> None:
         try:
@@ -352,8 +369,9 @@ class LocalEngine:
             with shim.connection(where) as peer:
                 shim.ask(peer, where, "undo" if force else "end" if self._delete_by_hand(id) else "delete")
                 peer.settimeout(None)
-                while peer.recv(shim.PACKET):
-                    pass
+                with contextlib.suppress(ConnectionResetError):  # that is its end as well
+                    while peer.recv(shim.PACKET):
+                        pass
         except NotFoundError:
             self._delete_orphan(id, where)
         with self._lock:
