@@ -1,4 +1,4 @@
-"""What events do: reports and their order, waits that end, stdin and its close. On the real engine, with each runtime."""
+"""What events do: reports and their order, waits that end, stdin and its close. On the real engine."""
 
 from __future__ import annotations
 
