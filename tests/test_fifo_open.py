@@ -248,12 +248,12 @@ def test_a_writer_that_may_not_read_gets_there_as_well(path: Path, way: str) -> 
     else:
         moved = path
     moved.chmod(0o666)
-    process = subprocess.Popen(["cat", moved], stdout=subprocess.PIPE)
-    assert writing.result() == 5
-    writer.close()
-    with opening.result() as late:
-        assert late.connected
-    assert process.communicate()[0] == b"hello"
+    with open_fifo(moved, READ) as reader:
+        assert writing.result() == 5
+        with writer, opening.result() as late:
+            assert late.connected
+            assert late.write(b" again") == 6
+        assert reader.read() == b"hello again"
 
 
 @contextmanager
