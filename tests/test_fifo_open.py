@@ -248,32 +248,33 @@ def test_a_writer_that_may_not_read_gets_there_as_well(path: Path, way: str) -> 
     else:
         moved = path
     moved.chmod(0o666)
-    process = subprocess.Popen(["cat", moved], stdout=subprocess.PIPE)
-    assert writing.result() == 5
-    writer.close()
-    with opening.result() as late:
-        assert late.connected
-    assert process.communicate()[0] == b"hello"
+    with open_fifo(moved, READ) as reader:
+        assert writing.result() == 5
+        with writer, opening.result() as late:
+            assert late.connected
+            assert late.write(b" again") == 6
+        assert reader.read() == b"hello again"
 
 
 @contextmanager
 def room_for(more: int) -> Iterator[None]:
     """Lets this process open *more* descriptors and not one beyond that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.open("/dev/null", os.O_RDONLY)  # the lowest free number: below it all are taken
-    plugs = []
-    while plugs[-1:] != [highest + 40]:
-        plugs.append(os.dup(highest))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 41, hard))
-    for plug in plugs[len(plugs) - more :]:
-        os.close(plug)
+    plugs = [os.open("/dev/null", os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
+    try:
+        while True:
+            plugs.append(os.dup(plugs[0]))
+    except OSError as error:
+        assert error.errno == errno.EMFILE  # noqa: PT017 - nothing else ends the loop
+    for _ in range(more):
+        os.close(plugs.pop())
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for plug in plugs[: len(plugs) - more]:
+        for plug in plugs:
             os.close(plug)
-        os.close(highest)
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR])
