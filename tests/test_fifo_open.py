@@ -59,9 +59,7 @@ def test_one_that_exists_is_fine(path: Path) -> None:  # C14
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR, os.O_RDONLY, os.O_WRONLY])
 def test_a_path_where_nothing_is(path: Path, flags: int) -> None:  # C14
-    with pytest.raises(
-        NotFoundError, match=r"could not open fifo '.*fifo' for .*\(open\): No such file"
-    ) as caught:
+    with pytest.raises(NotFoundError, match=r"could not open fifo '.*fifo' for .*\(open\): No such file") as caught:
         open_fifo(path, flags)
     assert caught.value.errno == errno.ENOENT
     assert isinstance(caught.value.__cause__, FileNotFoundError)
@@ -71,9 +69,7 @@ def test_a_path_where_nothing_is(path: Path, flags: int) -> None:  # C14
 
 @pytest.mark.parametrize("create", [0, os.O_CREAT])
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR, os.O_RDONLY, os.O_WRONLY])
-def test_anything_else_at_that_path_is_an_error_that_names_it(
-    tmp_path: Path, flags: int, create: int
-) -> None:  # C14
+def test_anything_else_at_that_path_is_an_error_that_names_it(tmp_path: Path, flags: int, create: int) -> None:  # C14
     file, directory, link, dangling = (tmp_path / name for name in ("file", "directory", "link", "dangling"))
     file.write_bytes(b"content")
     directory.mkdir()
