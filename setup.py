@@ -56,12 +56,12 @@ class BuildExt(build_ext):
         target.chmod(0o755)
 
 
-def module(name: str, *sources: str) -> Extension:
-    return Extension(f"libctrd.{name}", list(sources), extra_compile_args=CFLAGS, libraries=["pthread"])
+def module(name: str) -> Extension:
+    return Extension(f"libctrd.{name}", [f"pyx/{name}.pyx"], extra_compile_args=CFLAGS, libraries=["pthread"])
 
 
 modules = cythonize(
-    [module(name, f"pyx/{name}.pyx") for name in ("fifo", "relay") if (HERE / f"pyx/{name}.pyx").exists()],
+    [module(name) for name in ("fifo", "relay")],
     include_path=[stage_headers()],
     compiler_directives={"language_level": "3", "binding": True, "embedsignature": False},
 )

@@ -6,9 +6,11 @@ The public names, and nothing else; each is loaded when it is first used, so tha
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # what type checkers take for true; to import typing would cost more than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from libctrd import errors as errors
     from libctrd import ids as ids
     from libctrd import proc as proc

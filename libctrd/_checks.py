@@ -28,6 +28,13 @@ def fd_of(value: int) -> int:
     return value
 
 
+def seconds_of(value: float | None, what: str) -> float | None:
+    """*value* when it can be a time limit: a number of seconds from 0 on, or ``None`` for no limit."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < INT_MAX):
+        return value
+    raise InvalidArgumentError(f"{what} is {short(value)}: give seconds from 0 on, or None for no limit")
+
+
 def bytes_of(value: str | os.PathLike[str], what: str) -> bytes:
     """*value* as a C string can hold it; *what* is the word for it in the error."""
     try:

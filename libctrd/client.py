@@ -85,6 +85,7 @@ class Client:
         arguments = _strings(runtime_args)
         specs.validate(spec)
         specs.check_rootfs(spec)
+        directory.check_room()
         with self._locked(id):
             if self._active(id):
                 raise AlreadyExistsError(f"container {id!r} is active: clean it first or choose another id")
@@ -194,6 +195,7 @@ class Client:
                 return
             self._engine.delete(id)
             if not directory.clean_disabled():
+                self._engine.release(id)
                 if container.bundle != path:
                     directory.remove_tree(container.bundle)
                 directory.remove_tree(path)
@@ -420,8 +422,8 @@ class Client:
 
 
 def _strings(arguments: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    if isinstance(arguments, str) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
-        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings")
+    if not isinstance(arguments, (tuple, list)) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
+        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings (without NUL)")
     return tuple(arguments)
 
 

@@ -12,10 +12,11 @@ import os
 import threading
 from collections import deque
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from libctrd import directory, proc
 from libctrd import spec as specs
+from libctrd._checks import seconds_of, short
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
@@ -25,6 +26,7 @@ from libctrd.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeFailedError,
+    UnavailableError,
 )
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
@@ -196,10 +198,15 @@ class Container:
         Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
         that this client created is cleaned. Source: C6, C8.
         """
+        if unattended not in get_args(Unattended):
+            raise InvalidArgumentError(f"unattended={unattended!r} is not known: say 'hold', 'discard' or 'log'")
         if (unattended == "log") != (log is not None):
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
+            if not isinstance(log, str) or not log or "\0" in log:
+                raise InvalidArgumentError(f"log={log!r} is no path of a file")
             log = os.path.abspath(log)
+        seconds_of(drain_timeout, "drain_timeout=")
         client = self._client
         with client._locked(self.id):
             init = self._launch(
@@ -229,6 +236,8 @@ class Container:
         client = self._client
         client._check_open()
         self._require_not_started()
+        if client._engine.snapshot(self.id).status != "created":  # another client was quicker: its fifos stay untouched
+            raise _started_already(self.id)
         init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
         if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
             raise InvalidArgumentError(
@@ -244,14 +253,19 @@ class Container:
             pid = client._engine.create(self._request(init, unattended, log, auto_remove))
         except BaseException as error:
             said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
-            init.failed()
             self._processes.clear()
+            if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
+                init.streams.close()
+                client._forget(self)
+                raise
+            init.failed()
             if self._created_here:
                 client._remove(self)
             else:
                 client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
-                raise RuntimeFailedError(f"{error}: {said.strip()}", output=said, exit_code=error.exit_code) from error
+                words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
+                raise RuntimeFailedError(f"{error}: {words}", output=said, exit_code=error.exit_code) from error
             raise
         self._owned = not init.streams.left_to_others
         self._told_of = True
@@ -326,8 +340,10 @@ class Container:
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""
-        if not (0 < width < 65536 and 0 < height < 65536):
-            raise InvalidArgumentError(f"a terminal of {width}x{height} characters cannot be: give 1 to 65535 each")
+        if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
+            raise InvalidArgumentError(
+                f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
+            )
         if not self._record.terminal:
             raise InvalidArgumentError(f"container {self.id!r} has no terminal that could be resized")
         with self._client._locked(self.id):
@@ -385,7 +401,13 @@ class Container:
         with client._locked(self.id):
             if client._is_anothers(self):
                 return
-            status = self.status
+            try:
+                status = self.status
+            except UnavailableError:  # its records are damaged: by force it can still be got rid of
+                if not force:
+                    raise
+                client._engine.delete(self.id, force=True)
+                status = "stopped"
             if status in ("running", "paused"):
                 if not force:
                     raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
@@ -412,7 +434,7 @@ class Container:
 
     def _require_not_started(self) -> None:
         if self._processes or self._exit is not None:
-            raise AlreadyExistsError(f"container {self.id!r} was started already: a container starts once")
+            raise _started_already(self.id)
 
     def _require_started(self) -> None:
         if self._client._engine.snapshot(self.id).status == "created":
@@ -441,3 +463,7 @@ class Container:
             pass  # it is gone already: that is success
         except CtrdError as error:
             log.warning("container %s could not be told that its stdin is closed: %s", self.id, error)
+
+
+def _started_already(id: str) -> AlreadyExistsError:
+    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")

@@ -13,6 +13,7 @@ import stat
 from libctrd import proc
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
+_UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
 NOCLEAN = "LIBCONTAINERD_NOCLEAN"
 """The environment variable that, when exactly ``1``, keeps every container's directory (C2)."""
 
@@ -90,6 +91,19 @@ def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
         raise from_os_error(error, f"give the directory {path!r} to {uid}:{gid}") from error
 
 
+def check_room() -> None:
+    """Raises `UnavailableError` when so few descriptors are free that not even a failed create could be undone."""
+    held: list[int] = []
+    try:
+        for _ in range(_UNDO_DESCRIPTORS):
+            held.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise from_os_error(error, "open the descriptors that making a container takes (open)") from error
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def lock(path: str, wait: bool = False) -> int:
     """Opens the directory *path* and takes its lock for this process (flock); returns the descriptor, which holds it.
 
@@ -151,8 +165,11 @@ def _remove(parent: int, name: str, path: str) -> None:
         _unlink(parent, name, path)
         return
     try:
-        with os.scandir(fd) as entries:
-            children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        try:
+            with os.scandir(fd) as entries:
+                children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except OSError as error:
+            raise from_os_error(error, f"list {path!r} to remove it") from error
         for child, is_dir in children:
             below = os.path.join(path, child)
             if is_dir:

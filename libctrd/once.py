@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from libctrd import ids, reactor
 from libctrd import spec as specs
+from libctrd._checks import seconds_of
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine import connect
@@ -86,6 +87,7 @@ def run(
         raise InvalidArgumentError("capture_output= collects stdout and stderr: do not give them too")
     if PIPE in (stdin, stdout, stderr):
         raise InvalidArgumentError("run() waits for the end, so nobody could use a PIPE: give input=, capture_output=")
+    seconds_of(timeout, "timeout=")
     collect: Stream | None = Choice.CAPTURE if capture_output else None
     streams = Stdio(
         PIPE if input is not None else NULL if stdin is None else stdin,

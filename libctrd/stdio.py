@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from libctrd import reactor, relay
+from libctrd._checks import fd_of
 from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
 from libctrd.fifo import Fifo, open_fifo
 
@@ -95,13 +96,13 @@ class Stdio:
 def _stream(given: Stream, name: str) -> Choice | int:
     if isinstance(given, Choice):
         return given
-    if isinstance(given, int):
-        return given
     try:
-        return given.fileno()
+        fd = given if isinstance(given, int) else given.fileno()
+        os.fstat(fd_of(fd))  # one that is not open must be told before anything runs
+        return fd
     except (AttributeError, OSError, ValueError) as error:
         raise InvalidArgumentError(
-            f"{name}={given!r} is no stream: give PIPE, INHERIT, NULL, a descriptor or an open file with one"
+            f"{name}={given!r} is no stream: give PIPE, INHERIT, NULL, an open descriptor or an open file with one"
         ) from error
 
 

@@ -27,13 +27,13 @@ cdef void keep(Pump pump) except *:
 cdef start_dispatcher():
     global dispatcher
     if dispatcher is None:
-        dispatcher = threading.Thread(target=dispatch, name="ctrd-relay-dispatch", daemon=True)
+        dispatcher = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
         dispatcher.start()
 
 
-def dispatch():
+def _dispatch():
     cdef int taken, generation = relay.generation
-    cdef bint needed, moved
+    cdef bint needed, first, stuck
     while True:
         with nogil:
             sem_wait(&relay.dispatch)
@@ -43,17 +43,17 @@ def dispatch():
             pthread_mutex_lock(&lock)
             needed = relay.waiting_jobs > relay.idle_workers
             taken = relay.taken_jobs
-            moved = relay.workers == 0
+            first = relay.workers == 0
             pthread_mutex_unlock(&lock)
             if not needed:
                 break
-            if not moved:
+            if not first:
                 with nogil:
                     c_poll(NULL, 0, GRACE)
-                pthread_mutex_lock(&lock)
-                moved = relay.taken_jobs == taken and relay.waiting_jobs > relay.idle_workers
-                pthread_mutex_unlock(&lock)
-            if moved and not start_worker():
+            pthread_mutex_lock(&lock)
+            stuck = relay.taken_jobs == taken and relay.waiting_jobs > relay.idle_workers
+            pthread_mutex_unlock(&lock)
+            if stuck and not start_worker():
                 break
 
 
@@ -62,7 +62,7 @@ cdef bint start_worker() except -1:
     relay.workers += 1
     pthread_mutex_unlock(&lock)
     try:
-        threading.Thread(target=work, name="ctrd-relay-callback", daemon=True).start()
+        threading.Thread(target=_work, name="ctrd-relay-callback", daemon=True).start()
     except RuntimeError:
         pthread_mutex_lock(&lock)
         relay.workers -= 1
@@ -72,7 +72,7 @@ cdef bint start_worker() except -1:
     return True
 
 
-def work():
+def _work():
     cdef int generation = relay.generation
     cdef pump_t *pump
     while True:
@@ -93,7 +93,7 @@ cdef pump_t *next_job(int64_t deadline) noexcept nogil:
     """
     cdef pump_t *pump
     cdef timespec until
-    cdef bint over
+    cdef bint over, waited = False
     pthread_mutex_lock(&lock)
     relay.idle_workers += 1
     while True:
@@ -104,7 +104,7 @@ cdef pump_t *next_job(int64_t deadline) noexcept nogil:
         pthread_mutex_unlock(&lock)
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += 1
-        sem_timedwait(&relay.job, &until)
+        waited = sem_timedwait(&relay.job, &until) == 0
         pthread_mutex_lock(&lock)
     relay.idle_workers -= 1
     if pump == NULL:
@@ -113,6 +113,8 @@ cdef pump_t *next_job(int64_t deadline) noexcept nogil:
         relay.jobs = pump.next_job
         relay.waiting_jobs -= 1
         relay.taken_jobs += 1
+        if not waited:
+            sem_trywait(&relay.job)     # its own post, which nobody needs any more
         pump.job_queued = False
         pump.job_running = True
     pthread_mutex_unlock(&lock)
@@ -138,7 +140,7 @@ cdef handle(Pump pump):
     if relay.generation != generation:
         return                          # the callback forked, and this is the child
     pthread_mutex_lock(&lock)
-    if p.ended and p.held == 0 or p.ended and pump._failed:
+    if p.ended and (p.held == 0 or pump._failed):
         become_done(p)
     finished = p.done
     if finished:
@@ -158,7 +160,7 @@ cdef handle(Pump pump):
     finished = p.done and not p.notify
     if finished:
         p.owner = NULL
-    elif p.held and p.kind == CALL or p.ended or p.notify:
+    elif p.done or p.ended or (p.held and p.kind == CALL):
         queue_job(p)
     pthread_mutex_unlock(&lock)
     if finished:

@@ -43,10 +43,12 @@ cdef int poller_wait(epoll_event *events, int timeout) noexcept nogil:
 
 cdef void make_ready(pump_t *pump) noexcept nogil:
     """At the end of the list of those that take a turn."""
-    if pump.in_ready or pump.done or pump.ended:
+    if pump.in_ready or pump.ended or pump.done:
         return
     pump.in_ready = True
+    pthread_mutex_lock(&lock)
     pump.references += 1
+    pthread_mutex_unlock(&lock)
     pump.next_ready = NULL
     if relay.ready == NULL:
         relay.ready = pump
@@ -123,6 +125,8 @@ cdef void begin(pump_t *pump) noexcept nogil:
     cdef int number = poll_end(pump, &pump.source, EPOLLIN, 0)
     if number == 0:
         number = poll_end(pump, &pump.sink, EPOLLOUT, 1)
+    if pump.sink.null and pump.sink.how != PLAIN:
+        pump.splices = False            # a device that can wait would do so in splice
     if number == 0 and pump.pending:
         watch(pump)
     if number:
@@ -202,7 +206,7 @@ cdef void give_back() noexcept nogil:
 
 cdef void obey(pump_t *pump, unsigned int commands) noexcept nogil:
     cdef int there = 0
-    if pump.done or pump.ended:
+    if pump.ended or pump.done:
         return
     if commands & CANCEL:
         pthread_mutex_lock(&lock)
@@ -332,7 +336,7 @@ cdef void *run(void *nothing) noexcept nogil:
             pump = relay.ready
             relay.ready = pump.next_ready
             pump.in_ready = False
-            if not pump.done and not pump.ended:
+            if not pump.ended and not pump.done:
                 turn(pump)
             pthread_mutex_lock(&lock)
             i = pump == last

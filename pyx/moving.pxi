@@ -11,13 +11,7 @@ cdef enum:
     LAST_CHUNK = 262144
 
 cdef char[PIECE] scratch    # relay thread only
-
-cdef extern from *:
-    """
-    #ifndef F_GETPIPE_SZ
-    #define F_GETPIPE_SZ 1032
-    #endif
-    """
+cdef size_t UNLIMITED = <size_t>-1
 
 
 cdef short look(int fd, short events) noexcept nogil:
@@ -314,7 +308,7 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
     """Reads into the tail, behind its end, where no reader looks: so that needs no lock, only its announcement does."""
     cdef int64_t budget = TURN
     cdef ssize_t got
-    cdef size_t size
+    cdef size_t size, limit
     cdef Chunk *chunk
     if pump.draining:
         return OVER if pump.close_source else turn_discard(pump)
@@ -324,7 +318,8 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
         if not pump.source.ready:
             return OVER if pump.bounded else WAITS
         pthread_mutex_lock(&lock)
-        pump.full = pump.held >= pump.limit
+        limit = UNLIMITED if pump.to_end else pump.limit
+        pump.full = pump.held >= limit
         if pump.full:
             pthread_mutex_unlock(&lock)
             return WAITS
@@ -333,7 +328,7 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
             pthread_mutex_unlock(&lock)
             return source_failed(pump, ENOMEM)
         pump.writing = True
-        size = min(pump.limit - pump.held, chunk.size - chunk.end)
+        size = min(limit - pump.held, chunk.size - chunk.end)
         pthread_mutex_unlock(&lock)
         got = take(&pump.source, bytes_of(chunk) + chunk.end, most(pump, size))
         pthread_mutex_lock(&lock)

@@ -107,6 +107,7 @@ cdef extern from "<semaphore.h>" nogil:
     int sem_init(sem_t *semaphore, int shared, unsigned int value)
     int sem_destroy(sem_t *semaphore)
     int sem_post(sem_t *semaphore)
+    int sem_trywait(sem_t *semaphore)
     int sem_wait(sem_t *semaphore)
     int sem_timedwait(sem_t *semaphore, const timespec *until)
 

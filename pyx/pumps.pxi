@@ -39,6 +39,7 @@ cdef enum:                  # where an error arose
 
 cdef struct Waiter:         # one thread that waits; lives on its stack, in the list while it waits
     sem_t woken
+    bint for_bytes          # not for the end alone
     Waiter *next
 
 cdef struct Chunk:          # a piece of what is buffered; the bytes come right behind it
@@ -96,6 +97,7 @@ cdef struct pump_t:
     Chunk *tail
     size_t held
     size_t limit
+    int to_end              # readers that want all there is, so that the limit does not count
     bint writing            # the relay is reading into the tail, behind its end
     bint full               # the source was stopped for want of room
     # its end
@@ -186,7 +188,8 @@ cdef void wake_waiters(pump_t *pump) noexcept nogil:
     """Needs the lock: a waiter is in the list until it has taken itself out, so that its semaphore exists."""
     cdef Waiter *waiter = pump.waiters
     while waiter != NULL:
-        sem_post(&waiter.woken)
+        if waiter.for_bytes or pump.done:
+            sem_post(&waiter.woken)
         waiter = waiter.next
 
 
@@ -203,7 +206,8 @@ cdef void queue_job(pump_t *pump) noexcept nogil:
     relay.last_job = pump
     relay.waiting_jobs += 1
     sem_post(&relay.job)
-    sem_post(&relay.dispatch)
+    if relay.waiting_jobs > relay.idle_workers:
+        sem_post(&relay.dispatch)
 
 
 cdef void become_done(pump_t *pump) noexcept nogil:
@@ -211,8 +215,7 @@ cdef void become_done(pump_t *pump) noexcept nogil:
     if not pump.done:
         pump.done = True
         wake_waiters(pump)
-        if pump.notify:
-            queue_job(pump)
+        queue_job(pump)
 
 
 cdef void fail(pump_t *pump, int number, int at) noexcept nogil:
@@ -259,7 +262,10 @@ cdef void unlist(pump_t *pump) noexcept nogil:
 
 
 cdef void end_all() noexcept nogil:
-    """Ends every pump under way as cancelled, without the relay thread. Needs the lock."""
+    """Ends every pump under way as cancelled, without the relay thread. Needs the lock.
+
+    The list of ready ones may be half changed (by a thread that a fork has left behind): its references are given up.
+    """
     cdef pump_t *pump
     while relay.commands != NULL:
         pump = relay.commands

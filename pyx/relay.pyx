@@ -6,7 +6,8 @@ slow sink stops its own source and nothing else. What is read is delivered or sa
 nothing of containers, and opens no fifo (`libctrd.fifo` does).
 
 The parts: pumps.pxi, what a pump is and the lists it is in; moving.pxi, how bytes move; loop.pxi, the thread;
-dispatch.pxi, how Python is called; here, the classes, the descriptors, and the beginning and end of it all.
+dispatch.pxi, how Python is called; descriptors.pxi, what is given to a pump; lifetime.pxi, how the thread begins and ends;
+here, the classes and the functions that make them.
 """
 
 import atexit
@@ -42,7 +43,6 @@ include "moving.pxi"
 include "loop.pxi"
 include "dispatch.pxi"
 
-cdef size_t UNLIMITED = <size_t>-1
 cdef str KINDS = "discard copy buffer call"
 
 
@@ -142,6 +142,7 @@ cdef class Pump:
             pthread_mutex_unlock(&lock)
             return True
         sem_init(&waiter.woken, 0, 0)
+        waiter.for_bytes = bytes_too
         waiter.next = pump.waiters
         pump.waiters = &waiter
         pthread_mutex_unlock(&lock)
@@ -296,31 +297,34 @@ cdef class Buffer(Pump):
         source's own, what came before is given first and then `error` raised. Ctrl-C interrupts it.
         """
         cdef int64_t deadline = deadline_of(timeout)
-        cdef bint there
-        cdef size_t limit
+        cdef bint done = False
         if size == 0:
             return b""
-        if size > 0:
-            there = self.await_bytes(deadline, True)
-        else:
-            pthread_mutex_lock(&lock)
-            limit, self.pump.limit = self.pump.limit, UNLIMITED
-            if self.pump.full:
-                self.pump.full = False
-                command(self.pump, LOOK)
-            pthread_mutex_unlock(&lock)
-            try:
-                there = self.await_bytes(deadline, False)
-            finally:
-                pthread_mutex_lock(&lock)
-                self.pump.limit = limit
-                pthread_mutex_unlock(&lock)
-        if not there:
-            raise DeadlineError(f"{self.source} gave {'nothing' if size > 0 else 'no end'} within {timeout} s")
-        data = self.drain(size)
-        if not data and self.done and self.error is not None:
+        if size < 0:
+            self.lift_limit(1)
+        try:
+            while not done:
+                if not self.await_bytes(deadline, size > 0):
+                    raise DeadlineError(f"{self.source} gave {'nothing' if size > 0 else 'no end'} within {timeout} s")
+                done = self.done        # before the look: nothing is added after the end
+                data = self.drain(size)
+                if data:
+                    return data         # else another reader was quicker
+        finally:
+            if size < 0:
+                self.lift_limit(-1)
+        if self.error is not None:
             raise self.error
-        return data
+        return b""
+
+    cdef void lift_limit(self, int readers) noexcept:
+        """While somebody reads to the end the limit does not count: he wants it all in memory."""
+        pthread_mutex_lock(&lock)
+        self.pump.to_end += readers
+        if self.pump.to_end and self.pump.full:
+            self.pump.full = False
+            command(self.pump, LOOK)
+        pthread_mutex_unlock(&lock)
 
     def read_nowait(self, Py_ssize_t size=-1):
         """Up to *size* bytes of what is there now (-1: all of it), ``None`` when there is nothing yet, ``b""`` at the end."""
@@ -423,238 +427,5 @@ cdef size_t bytes_limit(limit) except 0:
     return <size_t>min(limit, 1 << 62)
 
 
-cdef take_source(Pump pump, source):
-    pump.source = name_of(source)
-    if isinstance(source, Fifo):
-        if (<Fifo>source).is_writer():
-            raise InvalidArgumentError(f"{pump.source} is open for writing: it cannot be a source")
-        if (<Fifo>source)._no_more_writers:
-            pump.pump.no_more = True
-        pump.pump.source.fd = never_wait((<Fifo>source).release())
-        pump.pump.source.how = OURS
-        pump.pump.source.pipe = True
-    else:
-        take_descriptor(pump.source, &pump.pump.source, source, False, False)
-
-
-cdef take_sink(Pump pump, sink, bint take_over):
-    cdef pump_t *p = pump.pump
-    pump.sink = name_of(sink)
-    if isinstance(sink, Fifo):
-        if sink.mode == "r":
-            raise InvalidArgumentError(f"{pump.sink} is open for reading: it cannot be a sink")
-        p.pending = (<Fifo>sink).is_writer() and not sink.connected
-        p.sink.fd = never_wait((<Fifo>sink).release())
-        p.sink.how = OURS
-        p.sink.pipe = True
-    else:
-        take_descriptor(pump.sink, &p.sink, sink, True, take_over)
-    p.splices = (p.source.pipe and (p.sink.pipe or p.sink.plain_file or p.sink.null)) or (
-        p.source.plain_file and p.sink.pipe
-    )
-
-
-cdef int never_wait(int fd) noexcept:
-    """The open file of a fifo is ours alone by now, and so are its flags."""
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
-    return fd
-
-
-cdef str name_of(end):
-    if isinstance(end, Fifo):
-        return f"fifo {end.path!r}"
-    if isinstance(end, int) and end >= 0:
-        return f"descriptor {end}"
-    raise InvalidArgumentError(f"a source or sink is a Fifo or a descriptor, not {end!r}")
-
-
-cdef take_descriptor(str name, End *end, int fd, bint writes, bint take_over):
-    """A duplicate of the caller's descriptor, or an open file of our own where a nonblocking one is needed."""
-    cdef int access = fcntl(fd, F_GETFL)
-    cdef c_stat status
-    if access < 0 or fstat(fd, &status) < 0:
-        raise from_errno(errno, f"use {name} (fcntl)")
-    if access & O_PATH or (access & O_ACCMODE) not in (O_RDWR, O_WRONLY if writes else O_RDONLY):
-        raise InvalidArgumentError(f"{name} is not open for {'writing' if writes else 'reading'}")
-    if S_ISDIR(status.st_mode):
-        raise InvalidArgumentError(f"{name} is a directory")
-    end.how = ASK
-    end.piece = PIPE_BUF
-    if S_ISFIFO(status.st_mode):
-        end.how, end.pipe = PIPE, True
-    elif S_ISSOCK(status.st_mode):
-        end.how = SOCKET
-    elif S_ISREG(status.st_mode) or S_ISBLK(status.st_mode):
-        end.how, end.plain_file = PLAIN, S_ISREG(status.st_mode) and not (writes and access & O_APPEND)
-    elif isatty(fd):
-        end.terminal = True
-        end.fd = -1 if is_terminal_master(fd) else reopen(fd, access & O_ACCMODE)     # a master opens as a new terminal
-        if end.fd >= 0:
-            end.how = OURS
-        elif writes:
-            # Where poll says "writable", a terminal has room for 256 characters at least; a tab may become eight.
-            end.piece = 32
-    elif S_ISCHR(status.st_mode):
-        end.null = True
-    if end.fd < 0:
-        end.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)
-        if end.fd < 0:
-            raise from_errno(errno, f"duplicate {name} (fcntl)")
-    if take_over:
-        os.close(fd)
-
-
-cdef int reopen(int fd, int access) except -2:
-    """A terminal as an open file of our own, so that to make it nonblocking does not make others' so. -1: refused."""
-    cdef bytes path = f"/proc/self/fd/{fd}".encode()
-    return c_open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-
-
-# --- the beginning and the end of it all ---------------------------------------------------------------------------
-
-
-cdef start(Pump pump):
-    cdef pump_t *p = pump.pump
-    try:
-        run_relay()
-    except BaseException:
-        kept.discard(pump)
-        raise
-    pthread_mutex_lock(&lock)
-    p.done = False
-    p.references += 1
-    p.next = relay.all
-    if p.next != NULL:
-        p.next.previous = p
-    relay.all = p
-    relay.active += 1
-    command(p, START)
-    pthread_mutex_unlock(&lock)
-
-
-cdef run_relay():
-    """Starts the thread, if it is not there. The GIL is held throughout: nobody else does the same meanwhile."""
-    cdef int number
-    if relay.running:
-        return
-    number = make_relay()
-    if number:
-        close_relay()
-        raise from_errno(number, "start the relay (epoll_create, eventfd, pipe, pthread_create)")
-    relay.running = True
-
-
-cdef int make_relay() noexcept:
-    cdef sigset_t blocked, before
-    cdef pthread_attr_t attributes
-    cdef int number, i
-    close_relay()
-    relay.stop = False
-    relay.poller = poller_open()
-    if relay.poller < 0 or wake_pair(relay.wake) < 0 or wake_pair(relay.peers) < 0 or pipe(relay.scratch) < 0:
-        return errno
-    for i in range(2):
-        fcntl(relay.scratch[i], F_SETFD, FD_CLOEXEC)
-        fcntl(relay.scratch[i], F_SETFL, O_NONBLOCK)
-    relay.null = c_open(b"/dev/null", O_RDWR | O_CLOEXEC)
-    if relay.null < 0:
-        return errno
-    number = poller_add(relay.wake[0], EPOLLIN, TAG_WAKE) or poller_add(relay.peers[0], EPOLLIN, TAG_PEERS)
-    if number:
-        return number
-    # Signals are Python's business; the two of job control are left alone, for a thread that blocks them gets EIO from a
-    # terminal in the background instead of being stopped with its process.
-    sigfillset(&blocked)
-    for number in (SIGTTIN, SIGTTOU, SIGSEGV, SIGBUS, SIGFPE, SIGILL):
-        sigdelset(&blocked, number)
-    pthread_sigmask(SIG_SETMASK, &blocked, &before)
-    pthread_attr_init(&attributes)
-    pthread_attr_setstacksize(&attributes, 131072)
-    number = pthread_create(&relay.thread, &attributes, run, NULL)
-    pthread_attr_destroy(&attributes)
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
-    return number
-
-
-cdef void close_relay() noexcept:
-    if relay.poller >= 0:
-        c_close(relay.poller)
-    if relay.null >= 0:
-        c_close(relay.null)
-    close_two(relay.wake)
-    close_two(relay.peers)
-    close_two(relay.scratch)
-    forget_relay()
-
-
-cdef void close_two(int *two) noexcept:
-    if two[0] >= 0:
-        c_close(two[0])
-    if two[1] >= 0 and two[1] != two[0]:
-        c_close(two[1])
-
-
-cdef void forget_relay() noexcept:
-    relay.running = False
-    relay.poller = relay.null = -1
-    relay.wake[0] = relay.wake[1] = relay.peers[0] = relay.peers[1] = relay.scratch[0] = relay.scratch[1] = -1
-    relay.ready = NULL
-    relay.timed = False
-    relay.grown = 0
-
-
-def _stop():
-    """At exit: the thread ends, which takes no longer than its turn; what is under way is cancelled."""
-    global stopped
-    cdef uint64_t one = 1
-    stopped = True
-    if relay.running:
-        pthread_mutex_lock(&lock)
-        relay.stop = True
-        c_write(relay.wake[1], &one, sizeof(one))
-        pthread_mutex_unlock(&lock)
-        with nogil:
-            pthread_join(relay.thread, NULL)
-        pthread_mutex_lock(&lock)
-        end_all()
-        pthread_mutex_unlock(&lock)
-        close_relay()
-    sem_post(&relay.dispatch)
-    if dispatcher is not None:
-        dispatcher.join(1)
-
-
-def _before_fork():
-    pthread_mutex_lock(&lock)
-
-
-def _after_fork_in_parent():
-    pthread_mutex_unlock(&lock)
-
-
-def _after_fork_in_child():
-    """The child has no thread and no pump: its copies of the descriptors are closed, or ends of file would not come."""
-    global dispatcher
-    pthread_mutex_init(&lock, NULL)
-    pthread_mutex_lock(&lock)
-    relay.generation += 1
-    relay.jobs = NULL
-    relay.waiting_jobs = relay.workers = relay.idle_workers = 0
-    for pump in kept:
-        (<Pump>pump).pump.owner = NULL
-    end_all()
-    pthread_mutex_unlock(&lock)
-    close_relay()
-    sem_init(&relay.job, 0, 0)
-    sem_init(&relay.dispatch, 0, 0)
-    kept.clear()
-    dispatcher = None
-
-
-forget_relay()
-sem_init(&relay.job, 0, 0)
-sem_init(&relay.dispatch, 0, 0)
-atexit.register(_stop)
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+include "descriptors.pxi"
+include "lifetime.pxi"

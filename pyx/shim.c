@@ -32,6 +32,7 @@
 
 struct options opt;
 struct peer peers[MAX_PEERS];
+int peer_count;
 bool ending;
 char packet[PACKET];
 static int listener = -1, signals = -1;
@@ -69,9 +70,15 @@ void say_errno(int i, int number)
 
 void announce(const char *event)
 {
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && peers[i].watches)
 			say(i, event);
+}
+
+/* The room for the exit record is also the mark of a container that was started; this one was not, after all. */
+static void unmark(void)
+{
+	unlinkat(STATE_FD, RECORD_TEMP, 0);
 }
 
 /* The start cannot go on before the runtime was reached: which call failed on what, then the end. */
@@ -79,14 +86,25 @@ _Noreturn void die(const char *call, const char *what)
 {
 	int number = errno;
 	snprintf(packet, sizeof packet, "broken %d %s %s", number, call, what);
+	if (!opt.undo)
+		unmark();
 	if (send(STARTER_FD, packet, strlen(packet), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		_exit(2); /* nobody is left to be told; the code is all there is */
 	_exit(1);
 }
 
+/* Some places are kept for requests: however many watch, a container can be killed and deleted. */
+static int watching(void)
+{
+	int n = 0;
+	for (int i = 0; i < peer_count; i++)
+		n += peers[i].fd >= 0 && peers[i].watches;
+	return n;
+}
+
 bool somebody_reads(void)
 {
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && peers[i].reads)
 			return true;
 	return false;
@@ -139,7 +157,7 @@ static void resize(int i, const char *numbers)
 
 static void run_wanted(void)
 {
-	for (int i = 0; i < MAX_PEERS && runtime.pid == 0 && !ending; i++) {
+	for (int i = 0; i < peer_count && runtime.pid == 0 && !ending; i++) {
 		enum op op = peers[i].want;
 		if (peers[i].fd < 0 || op == NOTHING)
 			continue;
@@ -180,7 +198,7 @@ static void request(int i)
 	}
 	text[n] = 0;
 	if (strcmp(text, "watch") == 0) {
-		watch(i);
+		watching() < MAX_PEERS - REQUESTS ? watch(i) : say_errno(i, EAGAIN);
 	} else if ((rest = after(text, "kill"))) {
 		kill_init(i, rest);
 	} else if (strcmp(text, "close-stdin") == 0) {
@@ -215,7 +233,7 @@ static bool accept_peer(void)
 {
 	struct ucred who;
 	socklen_t size = sizeof who;
-	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	int i, fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0)
 		return false;
@@ -224,12 +242,14 @@ static bool accept_peer(void)
 		close(fd);
 		return true;
 	}
-	for (int i = 0; i < MAX_PEERS; i++)
-		if (peers[i].fd < 0) {
-			peers[i] = (struct peer){.fd = fd};
-			return true;
-		}
-	close(fd); /* only at the end: a full table does not poll the listener */
+	for (i = 0; i < peer_count && peers[i].fd >= 0; i++) {
+	}
+	if (i == MAX_PEERS) { /* only at the end: a full table does not poll the listener */
+		close(fd);
+		return true;
+	}
+	peer_count += i == peer_count;
+	peers[i] = (struct peer){.fd = fd};
 	return true;
 }
 
@@ -238,7 +258,7 @@ static void answer_the_last(void)
 {
 	while (accept_peer()) {
 	}
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0)
 			request(i);
 }
@@ -271,12 +291,10 @@ static void set_up(void)
 {
 	sigset_t all, child;
 
-	for (int i = 0; i < MAX_PEERS; i++)
-		peers[i].fd = -1;
 	syscall(SYS_close_range, STATE_FD + 1, ~0U, 0); /* ENOSYS before Linux 5.9: the starter passed only ours anyway */
 	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
-	peers[0] = (struct peer){.fd = STARTER_FD, .watches = true};
+	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true};
 
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
@@ -291,8 +309,8 @@ static void set_up(void)
 	if (fchdir(STATE_FD) < 0)
 		die("fchdir", opt.state);
 
-	if (opt.undo)
-		return; /* it serves nobody: what the shim before it has left says how the container ended */
+	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
+		return;
 	allocate_record();
 	if (opt.unattended == LOG &&
 	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
@@ -353,7 +371,7 @@ static void parse(int argc, char **argv)
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
-static struct pollfd polls[MAX_PEERS + 16];
+static struct pollfd polls[MAX_PEERS + 16]; /* the terminal, two outputs and the like besides the peers */
 static nfds_t poll_count;
 
 /* Adds a descriptor to the next poll when there is one; returns where its answer will stand, -1 for none. */
@@ -380,16 +398,16 @@ static int want_pump(struct pipe_buffer *b)
 
 static void turn(void)
 {
-	int at_peer[MAX_PEERS], at_out[2] = {-1, -1}, free_peers = 0;
+	int at_peer[MAX_PEERS], at_out[2] = {-1, -1}, busy = 0;
 	bool draining = opt.unattended != HOLD && !somebody_reads();
 
 	poll_count = 0;
-	for (int i = 0; i < MAX_PEERS; i++) {
-		free_peers += peers[i].fd < 0;
+	for (int i = 0; i < peer_count; i++) {
+		busy += peers[i].fd >= 0;
 		at_peer[i] = want(peers[i].fd, peers[i].want == NOTHING ? POLLIN : 0);
 	}
 	int at_signals = want(signals, POLLIN);
-	int at_listener = want(free_peers > 0 ? listener : -1, POLLIN); /* full: the rest wait in the backlog */
+	int at_listener = want(busy < MAX_PEERS ? listener : -1, POLLIN); /* full: the rest wait in the backlog */
 	int at_tty = want(tty_listener, POLLIN);
 	int at_oom = oom_is_v2 ? want(oom_control, POLLPRI) : want(oom_fd, POLLIN);
 	int at_tty_out = want_pump(&tty_out), at_tty_in = want_pump(&tty_in);
@@ -414,7 +432,7 @@ static void turn(void)
 		}
 		reap();
 	}
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && answer(at_peer[i]))
 			answer(at_peer[i]) & POLLIN ? request(i) : drop_peer(i);
 	if (answer(at_listener))
@@ -441,8 +459,12 @@ int main(int argc, char **argv)
 	spawn_runtime(opt.undo ? UNDO : START, 0);
 	while (!ending)
 		turn();
+	if (opt.undo)
+		return 0;
 	unlinkat(STATE_FD, SOCKET_NAME, 0);
 	unlinkat(STATE_FD, TTY_NAME, 0);
+	if (init.state == STARTING)
+		unmark();
 	answer_the_last();
 	return 0;
 }

@@ -29,7 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 48, MAX_ARGS = 64, PACKET = 4096, RECORD = 160, BLOCK = 4096 };
+enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64 };
+enum { PACKET = 4096, RECORD = 160, BLOCK = 4096 };
 enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_REST, UNDO };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
 enum unattended { HOLD, DISCARD, LOG };
@@ -73,7 +74,8 @@ struct peer {
 	bool watches, reads;
 	enum op want;
 };
-extern struct peer peers[MAX_PEERS];
+extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
+extern int peer_count;
 
 /* Bytes on their way between the terminal and a fifo. What does not fit stays in the kernel, where it holds back. */
 struct pipe_buffer {

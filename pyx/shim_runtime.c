@@ -71,7 +71,7 @@ static void init_ended(int status)
 	close_fd(&oom_fd);
 	close_fd(&oom_control);
 	/* A watcher has its answer and is let go, so that those who still wait in the backlog find a place. */
-	for (int i = 0; i < MAX_PEERS; i++)
+	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && peers[i].fd != STARTER_FD && peers[i].watches && !peers[i].reads && !peers[i].want)
 			drop_peer(i);
 }
@@ -96,9 +96,8 @@ static void say_failed(int i, int code)
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
  *
- * A hybrid of cgroup v1 with an (unused) v2 at `unified` is refused by some versions of crun. For them v2 is hidden in
- * a mount namespace of the runtime's own: a slave, so that later mounts of the host still arrive; and an empty tmpfs
- * over it, for crun would leave plain files where it finds no mount.
+ * A hybrid of cgroup v1 with an (unused) v2 at `unified` is refused by some versions of crun. For them an empty tmpfs
+ * hides v2, in a mount namespace of the runtime's own: a slave, so that later mounts of the host still arrive.
  */
 static int enter_runtime(char **argv, const int stdio[3])
 {
@@ -106,7 +105,6 @@ static int enter_runtime(char **argv, const int stdio[3])
 
 	if (opt.hide_unified &&
 	    (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ||
-	     umount2("/sys/fs/cgroup/unified", MNT_DETACH) < 0 ||
 	     mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555") < 0))
 		return errno;
 	for (int i = 0; i < 3; i++) /* our own descriptors are all above 4, so no source is overwritten */

@@ -10,6 +10,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -30,12 +31,16 @@ class Ctrd:
         self.program = [sys.executable, "-m", "libctrd.cli", "--state-dir", state_dir]
         if runtime is not None:
             self.program += ["--runtime", runtime]
+        self.environment = dict(os.environ)
+        if self.environment.pop("PYTHONDONTWRITEBYTECODE", None):  # compiled once for all tests, not by each process
+            self.environment["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), f"ctrd-tests-{os.getuid()}")
         self.started: list[subprocess.Popen[bytes]] = []
 
     def __call__(self, *args: str, **settings: Any) -> subprocess.CompletedProcess[bytes]:
         """Runs ``ctrd ARGS`` to its end, with its output captured and nothing as its input."""
         if "input" not in settings:
             settings.setdefault("stdin", subprocess.DEVNULL)
+        settings.setdefault("env", self.environment)
         settings.setdefault("stdout", subprocess.PIPE)
         settings.setdefault("stderr", subprocess.PIPE)
         return subprocess.run([*self.program, *args], timeout=SECONDS, **settings)
@@ -48,6 +53,7 @@ class Ctrd:
         """``ctrd ARGS``, under way. It is killed when the test ends first."""
         for stream in ("stdin", "stdout", "stderr"):
             settings.setdefault(stream, subprocess.DEVNULL if stream == "stdin" else subprocess.PIPE)
+        settings.setdefault("env", self.environment)
         process = subprocess.Popen([*self.program, *args], **settings)
         self.started.append(process)
         return process

@@ -1,4 +1,4 @@
-"""What the tests of the fifos share: fixtures that compare before and after, threads that hand back what they did."""
+"""What the tests of the fifos share: comparing before and after, threads that hand back what they did."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from libctrd.fifo import Fifo, open_fifo
 
 READ = os.O_RDONLY | os.O_NONBLOCK
 WRITE = os.O_WRONLY | os.O_NONBLOCK
-LONG = 20.0  # seconds; nothing that works takes so long
+LONG = 10.0  # seconds; nothing that works takes so long
 
 
 def open_files() -> list[str]:
-    """What this process has open, less what the module keeps for its next wait (eventfds, one inotify descriptor)."""
+    """What this process has open, less what the module keeps for its next wait."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -73,8 +73,8 @@ def both(path: Path) -> tuple[Fifo, Fifo]:
     return reader, open_fifo(path, WRITE)
 
 
-@pytest.fixture(autouse=True)
-def steady() -> Iterator[None]:
+@pytest.fixture(name="steady")
+def steady_fixture() -> Iterator[None]:
     """Threads and descriptors after a test are what they were before it."""
     threads, files = len(os.listdir("/proc/self/task")), open_files()
     yield
@@ -83,14 +83,14 @@ def steady() -> Iterator[None]:
     assert fifo_module._counts()[:2] == (0, 0)
 
 
-@pytest.fixture(params=["linux", "portable", "no inotify"])
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(name="way", params=["linux", "portable", "no inotify"])
+def way_fixture(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each of the ways in which a peer is waited for."""
     fifo_module._switch(portable_path=request.param == "portable", inotify=request.param != "no inotify")
     yield request.param
     fifo_module._switch(portable_path=False, inotify=True)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(name="path")
+def path_fixture(tmp_path: Path) -> Path:
     return tmp_path / "fifo"

@@ -11,7 +11,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from fifo_kit import LONG, READ, WRITE, Background, both, open_files, path, steady, until, waiting, way  # noqa: F401
+from fifo_kit import (  # noqa: F401
+    LONG,
+    READ,
+    WRITE,
+    Background,
+    both,
+    open_files,
+    path_fixture,
+    steady_fixture,
+    until,
+    waiting,
+    way_fixture,
+)
 
 from libctrd.errors import ClosedError, InvalidArgumentError, UnavailableError
 from libctrd.fifo import Fifo, open_fifo
@@ -19,11 +31,13 @@ from libctrd.fifo import Fifo, open_fifo
 pytestmark = pytest.mark.usefixtures("steady", "way")
 
 
-# --- while the peer is not there -----------------------------------------------------------------------------------
+# --- while the peer is not there ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE])
-def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(path: Path, flags: int) -> None:  # C17
+def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(
+    path: Path, flags: int
+) -> None:  # C17
     files, threads = len(open_files()), threading.active_count()
     with open_fifo(path, flags | os.O_CREAT) as fifo:
         assert not fifo.connected
@@ -33,7 +47,9 @@ def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR])
-def test_closing_before_the_peer_came_works_and_closing_again_does_nothing(path: Path, flags: int) -> None:  # C15
+def test_closing_before_the_peer_came_works_and_closing_again_does_nothing(
+    path: Path, flags: int
+) -> None:  # C15
     fifo = open_fifo(path, flags | os.O_CREAT)
     fifo.close()
     fifo.close()
@@ -68,7 +84,11 @@ def test_a_closed_fifo_is_neither_read_nor_written(path: Path) -> None:  # C15
 def test_each_end_does_only_what_it_was_opened_for(path: Path) -> None:  # C15
     reader, writer = both(path)
     with reader, writer:
-        for attempt in (lambda: reader.write(b"x"), lambda: reader.writev([b"x"]), lambda: reader.write_nowait(b"x")):
+        for attempt in (
+            lambda: reader.write(b"x"),
+            lambda: reader.writev([b"x"]),
+            lambda: reader.write_nowait(b"x"),
+        ):
             with pytest.raises(InvalidArgumentError, match="for reading only"):
                 attempt()
         for attempt in (
@@ -100,7 +120,7 @@ def test_a_reader_alone_has_nothing_to_read_and_no_end(path: Path) -> None:  # C
         assert not reader.connected
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------------
+# --- bytes --------------------------------------------------------------------------------------------------
 
 
 def test_a_read_returns_what_is_there_up_to_its_size(path: Path) -> None:  # C14
@@ -136,7 +156,9 @@ def test_reading_into_a_buffer(path: Path) -> None:  # C14
 
 def test_several_buffers_are_written_as_if_they_were_one(path: Path) -> None:  # C14
     reader, writer = both(path)
-    parts = [b"", b"a", bytearray(b"bc"), memoryview(b"def"), b""] + [bytes([65 + i % 26]) * i for i in range(2000)]
+    parts = [b"", b"a", bytearray(b"bc"), memoryview(b"def"), b""] + [
+        bytes([65 + i % 26]) * i for i in range(2000)
+    ]
     whole = b"".join(parts)
     with reader:
         reading = Background(reader.read)
@@ -229,10 +251,12 @@ def test_one_that_is_open_for_both_never_waits(path: Path) -> None:  # C14
         assert not fifo.at_end
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- the end ------------------------------------------------------------------------------------------------
 
 
-def test_a_writer_that_came_and_went_before_anyone_looked_leaves_its_bytes_and_an_end(path: Path) -> None:  # C28
+def test_a_writer_that_came_and_went_before_anyone_looked_leaves_its_bytes_and_an_end(
+    path: Path,
+) -> None:  # C28
     with open_fifo(path, READ | os.O_CREAT) as reader:
         with open(path, "wb") as peer:
             peer.write(b"quick")
@@ -303,7 +327,7 @@ def test_a_writer_that_is_still_there_is_awaited_though_none_was_expected(path: 
         assert reading.result() == b"a leftover child"
 
 
-# --- as an object among others -------------------------------------------------------------------------------------
+# --- as an object among others ------------------------------------------------------------------------------
 
 
 def test_it_works_with_selectors(path: Path) -> None:

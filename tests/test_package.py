@@ -12,7 +12,6 @@ import re
 import stat
 import subprocess
 import sys
-import time
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +38,7 @@ LAYERS = (
     ("process",),
     ("container",),
     ("client",),
-    ("engine", "engine.local", "engine.runtime", "engine.shim"),
+    ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
     ("once",),
     ("cli",),
 )
@@ -253,11 +252,12 @@ def test_no_public_name_needs_what_only_the_command_needs() -> None:
 
 def test_the_import_takes_little_time() -> None:
     def seconds(code: str) -> float:
-        begin = time.perf_counter()
-        python(code)
-        return time.perf_counter() - begin
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
+        _, status, used = os.wait4(pid, 0)
+        assert status == 0
+        return used.ru_utime + used.ru_stime
 
-    # In turns, and the best of each: whatever else the host does only adds.
+    # Of the processor, not of the clock, in turns, and the least of each: whatever else the host does only adds.
     taken = [(seconds("pass"), seconds("import libctrd")) for _ in range(10)]
     bare, ours = (min(times) for times in zip(*taken, strict=True))
     assert ours < 1.5 * bare
@@ -300,7 +300,8 @@ def rows_in_tests() -> set[int]:
 
 
 def test_every_row_of_the_contract_is_held_by_a_test() -> None:
-    assert [f"C{row}" for row in ROWS if row not in rows_in_tests()] == []
+    named = rows_in_tests()
+    assert [f"C{row}" for row in ROWS if row not in named] == []
 
 
 def test_the_shim_is_installed_beside_the_modules_and_may_be_run() -> None:

@@ -20,11 +20,13 @@ def command(
 
     It runs ARG... on a root file system, or what the config.json of a bundle says.
     """
-    from libctrd import ids
+    from libctrd.cli import starting
+    from libctrd.cli.signals import Signals
 
     spec = options.make_spec(args, rootfs, bundle, **chosen)
+    signals = Signals()
     with settings.connect() as client:
-        container = client.create(ids.generate() if id is None else id, spec)
+        container = starting.create(client, signals, id, spec)
         try:
             output.write_line(container.id)
         except BaseException:

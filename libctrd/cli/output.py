@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from libctrd.cli.exits import FAILED
 from libctrd.errors import CtrdError, from_os_error
 
 debug = False
 """With ``--debug``: errors come with their traceback."""
+_GAP: Final = 2  # columns of a table are so far apart
 line_end = "\n"
 """What ends a line on stderr: a terminal in raw mode needs a carriage return too."""
 
@@ -62,18 +63,25 @@ def write_json(value: Any) -> None:
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes a table to stdout. It fits a terminal; anybody else gets every cell in full."""
+    """Writes a table to stdout. It fits a terminal: the last column gives way, then the first. Others get it whole."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
     terminal = os.isatty(1)
     console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 100_000)
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    excess = sum(widths) + _GAP * (len(widths) - 1) - console.width
+    for place in (-1, 0):
+        give = max(0, min(excess, widths[place] - len(columns[place])))
+        widths[place] -= give
+        excess -= give
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
     with console.capture() as capture:
         console.print(table)
     write("".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines()))

@@ -46,13 +46,12 @@ def command(
     terminal = bool(spec["process"].get("terminal"))
     if terminal and not detach:
         _give_size(spec["process"])
-    from libctrd import ids
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 
     signals = Signals()
     with settings.connect() as client:
-        container = client.create(ids.generate() if id is None else id, spec)
+        container = starting.create(client, signals, id, spec)
         if not detach:
             return starting.attend(container, signals, new=True, interactive=interactive, terminal=terminal, **policy)
         starting.leave(container, signals, new=True, interactive=interactive, auto_remove=remove, **policy)

@@ -40,7 +40,7 @@ class Signals:
         except OSError as error:
             raise from_os_error(error, "make the pipe that signals go through (pipe2)") from error
         self._early = 0
-        self._raising = False
+        self._started: Callable[[], bool] | None = None  # set while a signal raises, unless it is true
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in PASSED_ON:
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored at our start, as nohup does: stays so
@@ -49,21 +49,25 @@ class Signals:
     def _caught(self, number: int, _: FrameType | None) -> None:
         if number not in ENDING:
             return
-        if self._raising:
-            self._raising = False  # once: what is done about it shall not be interrupted
+        if self._started is None:
+            self._early = self._early or number
+        elif not self._started():
+            self._started = None  # once: what is done about it shall not be interrupted
             raise Interrupted(number)
-        self._early = self._early or number
 
     @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Within it, a signal that ends programs raises `Interrupted`, also one that came before."""
-        self._raising = True
+    def interrupting(self, started: Callable[[], bool]) -> Iterator[None]:
+        """Within it, a signal that ends programs raises `Interrupted`, also one that came before.
+
+        But not once *started* is true: then the container may have told the world so, and the signal is meant for it.
+        """
+        self._started = started
         try:
             if self._early:
                 raise Interrupted(self._early)
             yield
         finally:
-            self._raising = False
+            self._started = None
 
     def watch_size(self) -> None:
         """Catches the changes of our terminal's size too."""
@@ -72,9 +76,12 @@ class Signals:
     def watch_stop(self, stopping: Callable[[], None], going_on: Callable[[], None]) -> None:
         """Calls *stopping* before ctrd is stopped by SIGTSTP and *going_on* when it goes on, in the main thread."""
 
-        def stop(_: int, __: FrameType | None) -> None:
+        def stop(number: int, _: FrameType | None) -> None:
             stopping()
-            os.kill(os.getpid(), signal.SIGSTOP)  # our shell sees a stopped job, as from the signal itself
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)  # here we are stopped, but where no shell could ever let us go on
+            signal.signal(number, stop)
+            going_on()
 
         signal.signal(signal.SIGTSTP, stop)
         signal.signal(signal.SIGCONT, lambda _, __: going_on())
@@ -97,7 +104,7 @@ class Signals:
                         send(number)
                 except NotFoundError:
                     if number in ENDING:
-                        self._raising = True
+                        self._started = lambda: False
                         signal.pthread_kill(threading.main_thread().ident or 0, number)
                         return
                 except CtrdError as error:

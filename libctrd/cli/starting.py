@@ -1,4 +1,4 @@
-"""The two ways in which ctrd starts a container: to attend it until its end, or to leave it to itself."""
+"""How ctrd makes a container and starts it: to attend it until its end, or to leave it to itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,31 @@ from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
 from libctrd.cli.signals import Signals
 from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, Stdio
 
 if TYPE_CHECKING:
+    from libctrd.client import Client
     from libctrd.container import Container
     from libctrd.state import ExitStatus
 
 LAST_SECONDS = 1.0
 """How long an end that is under way may still take once ctrd was told to end."""
+
+
+def create(client: Client, signals: Signals, id: str | None, spec: dict[str, Any]) -> Container:
+    """Creates a container, with a fresh *id* when there is none. When this raises there is none."""
+    from libctrd import ids
+
+    id = ids.generate() if id is None else id
+    try:
+        with signals.interrupting(lambda: False):
+            return client.create(id, spec)
+    except BaseException:
+        made = client._known(id)
+        if made is not None:  # a signal came when it had just been made
+            made.clean()
+        raise
 
 
 def leave(container: Container, signals: Signals, *, new: bool, interactive: bool, **options: Any) -> None:
@@ -29,7 +46,7 @@ def leave(container: Container, signals: Signals, *, new: bool, interactive: boo
     When this raises, a *new* container has gone, and so has one that ran; one that could not be started stays.
     """
     streams = Stdio(DETACHED if interactive else NULL, DETACHED, DETACHED)
-    with _undone(container, new), signals.interrupting():
+    with _undone(container, new), signals.interrupting(lambda: _runs(container)):
         container.start(streams, **options)
         output.write_line(container.id)
 
@@ -48,13 +65,12 @@ def attend(
         if terminal and interactive and os.isatty(0):
             from libctrd.cli.terminal import raw
 
-            mode = stack.enter_context(raw(0))
-        with signals.interrupting():
+            mode = stack.enter_context(raw(0, signals))
+        with signals.interrupting(lambda: _runs(container)):
             container.start(Stdio(0 if interactive else NULL, 1, 2), **options)
         resize = _follow_size(container, signals) if terminal else _no_size
         if mode is not None:
-            mode.enter(signals=False)
-            signals.watch_stop(mode.restore, mode.resume)
+            mode.enter(keys=False)
         signals.forward(container.signal, resize)
         status = _wait(container)
     if not status.known:
@@ -70,15 +86,20 @@ def _has_lost_output(container: Container) -> bool:
     return bool(lost)
 
 
+def _runs(container: Container) -> bool:
+    """Whether the start by this process has got so far that it runs. It takes no lock: a handler of signals asks."""
+    init = container._processes.get(INIT)
+    return init is not None and init.pid != 0
+
+
 @contextlib.contextmanager
 def _undone(container: Container, new: bool) -> Iterator[None]:
-    """Whatever is raised within ends and removes *container*, unless it was there before and has not started."""
+    """Whatever is raised within ends and removes *container* when it is *new* or was started by this process."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(NotFoundError):
-            if new or container.status != "created":
-                container.clean(force=True)
+        if new or container._processes:
+            container.clean(force=True)
         raise
 
 

@@ -9,6 +9,7 @@ import termios
 from collections.abc import Iterator
 
 from libctrd.cli import output
+from libctrd.cli.signals import Signals
 
 
 def size() -> tuple[int, int] | None:
@@ -33,15 +34,15 @@ class RawMode:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._before = termios.tcgetattr(fd)
-        self._signals = True
+        self._keys = True
 
-    def enter(self, *, signals: bool | None = None) -> None:
-        """Sets raw mode, as cfmakeraw(3) has it. With *signals* the keys that send signals still do.
+    def enter(self, *, keys: bool | None = None) -> None:
+        """Sets raw mode, as cfmakeraw(3) has it. With *keys* those that send signals still do.
 
         When it is not given it is as it was the last time.
         """
-        if signals is not None:
-            self._signals = signals
+        if keys is not None:
+            self._keys = keys
         iflag, oflag, cflag, lflag, ispeed, ospeed, characters = termios.tcgetattr(self._fd)
         iflag &= ~(
             termios.IGNBRK
@@ -55,7 +56,7 @@ class RawMode:
         )
         oflag &= ~termios.OPOST
         lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
-        lflag = lflag | termios.ISIG if self._signals else lflag & ~termios.ISIG
+        lflag = lflag | termios.ISIG if self._keys else lflag & ~termios.ISIG
         cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
         characters = list(characters)
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
@@ -81,11 +82,12 @@ class RawMode:
 
 
 @contextlib.contextmanager
-def raw(fd: int) -> Iterator[RawMode]:
-    """Raw mode, keys that send signals apart; the terminal is restored at the end, whatever happens."""
+def raw(fd: int, signals: Signals) -> Iterator[RawMode]:
+    """Raw mode, keys that send signals apart; the terminal is restored at the end, whatever happens, and at a stop."""
     mode = RawMode(fd)
+    signals.watch_stop(mode.restore, mode.resume)
     try:
-        mode.enter(signals=True)
+        mode.enter(keys=True)
         yield mode
     finally:
         mode.restore()

@@ -34,6 +34,8 @@ def connect(address: str | None = None, *, runtime: str | None = None) -> Client
     know, `UnavailableError` when the state directory cannot be used.
     """
     address = address or os.environ.get("CTRD_ADDRESS") or os.environ.get("CONTAINERD_ADDRESS") or "local:"
+    if not isinstance(address, str) or "\0" in address:
+        raise InvalidArgumentError(f"the address {address!r} is no str without NUL: say local: or local:/DIR")
     scheme, colon, rest = address.partition(":")
     if not colon:
         raise InvalidArgumentError(f"the address {address!r} has no scheme: say local: or local:/DIR")

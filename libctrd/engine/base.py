@@ -84,6 +84,9 @@ class Engine(Protocol):
     def reserve(self, record: Record) -> None:
         """Makes a container known to every client, before it is started."""
 
+    def release(self, id: str) -> None:
+        """Makes it unknown to every client, before its directory is removed. One that is not there is success."""
+
     def create(self, request: CreateRequest) -> int:
         """Creates and starts it; returns the system pid of ``init``, 0 if it is not listed (C6)."""
 

@@ -13,15 +13,14 @@ import select
 import signal
 import socket
 import threading
-import zlib
 from datetime import datetime, timezone
 
 import msgspec
 
 from libctrd import directory, ids, proc
 from libctrd import spec as specs
+from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
-from libctrd.engine import shim
 from libctrd.engine.base import CreateRequest, EngineInfo, Record, Sink, Snapshot, Spec
 from libctrd.errors import (
     AlreadyExistsError,
@@ -36,7 +35,6 @@ from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
-_CGROUPS = "/sys/fs/cgroup"
 
 
 class LocalEngine:
@@ -61,7 +59,7 @@ class LocalEngine:
         """See `Engine.info`."""
         runtime = runtimes.find(self._default_runtime)
         version = runtimes.version(runtime.path)
-        return EngineInfo("local", self.address, runtime.path, version, "v2" if _unified() else "v1")
+        return EngineInfo("local", self.address, runtime.path, version, "v2" if cgroups.unified() else "v1")
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
@@ -119,9 +117,10 @@ class LocalEngine:
         if status is not None:
             return Snapshot("stopped", exit=status)
         pid = shim.read_pid(where)
-        if not os.path.lexists(os.path.join(where, shim.SOCKET)) and not pid:
+        if not shim.was_started(where):
+            self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
-        if pid and _is_of(pid, record):
+        if pid and cgroups.holds(record.cgroup, pid):
             return Snapshot("running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
@@ -137,7 +136,7 @@ class LocalEngine:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
-            path = f"/ctrd-{mark(self.root)}-{id}"
+            path = f"/ctrd-{cgroups.mark(self.root)}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
         chosen = runtimes.find(runtime or self._default_runtime)
         record = Record(
@@ -163,11 +162,21 @@ class LocalEngine:
         except OSError as error:
             raise from_os_error(error, f"write the record of container {record.id!r}, {path!r}") from error
 
+    def release(self, id: str) -> None:
+        """See `Engine.release`. The record goes first, so that nobody takes what is half removed for something else."""
+        path = os.path.join(self._directory(id), RECORD)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise from_os_error(error, f"remove the record of container {id!r}, {path!r}") from error
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
         where = self._directory(record.id)
-        if os.path.lexists(os.path.join(where, shim.SOCKET)) or shim.read_exit(where) is not None:
+        if shim.was_started(where):
             raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
         flags = "".join(
             letter
@@ -183,7 +192,7 @@ class LocalEngine:
             }.items()
             if wanted
         )
-        arguments = ["--memory-cgroup", _memory_cgroup(record.cgroup)] if record.cgroup else []
+        arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
         if request.unattended == "log":
             arguments += ["--log", request.log]
         starter = shim.Shim(where, arguments + self._arguments(record, flags))
@@ -298,13 +307,14 @@ class LocalEngine:
         except CtrdError as error:
             log.warning("the end of container %s cannot be told: %s", id, error)
             return False
+        if snapshot.exit is None and not snapshot.pid:
+            return False
+        if snapshot.exit is None or not snapshot.exit.known:
+            log.warning("the shim of container %s is gone: the exit code is not known", id)
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
-        elif snapshot.pid:
-            log.warning("the shim of container %s is gone; its exit code will not be known", id)
-            self._watch_orphan(id, snapshot.pid)
         else:
-            return False
+            self._watch_orphan(id, snapshot.pid)
         return True
 
     def _watch_orphan(self, id: str, pid: int) -> None:
@@ -332,17 +342,18 @@ class LocalEngine:
             self._signal_orphan(id, number)
 
     def _signal_orphan(self, id: str, number: int) -> None:
-        """Sends a signal to the ``init`` of a container whose shim was killed. Raises `NotFoundError` if it has ended."""
+        """Sends a signal to the ``init`` of a container whose shim was killed. `NotFoundError` if it has ended."""
         pid = self.snapshot(id).pid
         pidfd = proc.pidfd_open(pid) if pid else -1
         if pidfd < 0:
             raise NotFoundError(f"container {id!r} is not running any more")
         try:
-            if not _is_of(pid, self.record(id)):  # looked at again now that the pid cannot become another's
+            # Looked at again, now that the pid cannot become another's.
+            if not cgroups.holds(self.record(id).cgroup, pid):
                 raise NotFoundError(f"container {id!r} is not running any more")
             proc.pidfd_send_signal(pidfd, number)
             if number == signal.SIGKILL:
-                _thaw(pid)
+                cgroups.thaw(pid)
         finally:
             os.close(pidfd)
 
@@ -387,12 +398,7 @@ class LocalEngine:
         record = self.record(id)
         if not record.plain or not record.cgroup or shim.read_exit(self._directory(id)) is None:
             return False
-        try:
-            for path in cgroups_of(record.cgroup):
-                os.rmdir(path)
-        except OSError:
-            return False  # EBUSY: something of it is still there
-        return True
+        return cgroups.remove(record.cgroup)
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""
@@ -413,55 +419,10 @@ class LocalEngine:
             peer.close()
 
 
-def mark(root: str) -> str:
-    """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
-    return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
-
-
-def _unified() -> bool:
-    return os.path.exists(os.path.join(_CGROUPS, "cgroup.controllers"))
-
-
 _KNOWN = ("crun version 1.", "runc version 1.")
 """The runtimes of which it is known what they leave behind."""
 
 
 def _is_plain(spec: Spec) -> bool:
-    """Does the spec ask for nothing that a runtime must undo itself: no hook, no group of Intel RDT, no foreign pids?"""
+    """Does the spec ask for nothing that a runtime must undo itself: no hook, no Intel RDT, no foreign pids?"""
     return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
-
-
-def cgroups_of(path: str) -> list[str]:
-    """Where the cgroup *path* is: its directories in every hierarchy that has one."""
-    tops = [_CGROUPS] if _unified() else [os.path.join(_CGROUPS, name) for name in os.listdir(_CGROUPS)]
-    found = [os.path.join(top, path.lstrip("/")) for top in tops if not os.path.islink(top)]
-    return [directory for directory in found if os.path.isdir(directory)]
-
-
-def _memory_cgroup(path: str) -> str:
-    """Where the memory controller of the cgroup *path* will be."""
-    return os.path.join(_CGROUPS if _unified() else os.path.join(_CGROUPS, "memory"), path.lstrip("/"))
-
-
-def _is_of(pid: int, record: Record) -> bool:
-    """Does *pid* still name a process of that container? By its cgroup: a stranger with that pid is not in it."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            cgroups = file.read()
-    except OSError:
-        return False
-    return not record.cgroup or record.cgroup in cgroups
-
-
-def _thaw(pid: int) -> None:
-    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
-        if path is not None and path != "/":
-            with open(f"{_CGROUPS}/freezer{path}/freezer.state", "w", encoding="ascii") as state:
-                state.write("THAWED")
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended
-    except OSError as error:
-        log.warning("process %d may be frozen and could not be thawed to be killed: %s", pid, error)

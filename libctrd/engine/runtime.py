@@ -69,9 +69,14 @@ def version(path: str) -> str:
         pid = proc.spawn([path, "--version"], fds={1: writer}, env=shim.environment_for_runtime())
     finally:
         os.close(writer)
-    with open(reader, encoding="utf-8", errors="replace") as output:
-        lines = output.read(4096).splitlines()
-    proc.reap(pid)
+    try:
+        with open(reader, encoding="utf-8", errors="replace") as output:
+            lines = output.read(4096).splitlines()
+    except BaseException:  # Ctrl-C above all: one that does not end is not left behind
+        proc.kill(pid, "KILL")
+        raise
+    finally:
+        proc.reap(pid)
     return lines[0] if lines else ""
 
 

@@ -28,6 +28,7 @@ from libctrd.state import ExitStatus
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "ctrd-shim")
 SOCKET = "shim.sock"
 EXIT_RECORD = "exit.json"
+EXIT_ROOM = "exit.tmp"
 PID_FILE = "pid"
 
 PACKET = 4096
@@ -62,6 +63,11 @@ def read_exit(directory: str) -> ExitStatus | None:
     except msgspec.MsgspecError as error:
         raise UnavailableError(f"the exit record in {directory!r} is damaged: {error}") from error
     return exit_status(record.code, record.oom_killed, record.seconds, record.nanoseconds)
+
+
+def was_started(directory: str) -> bool:
+    """Was the container ever started? From just before that there is the room for its exit record, then that."""
+    return any(os.path.lexists(os.path.join(directory, name)) for name in (EXIT_ROOM, EXIT_RECORD))
 
 
 def read_pid(directory: str) -> int:

@@ -103,9 +103,11 @@ def ratio(ours: Series, theirs: Series) -> float:
 
 
 def at_most_times(limit: float, ours: Series, theirs: Series) -> Bar:
-    """A bar on the ratio of two medians."""
-    found = ratio(ours, theirs)
-    return Bar(f"at most {limit:.2f} times {theirs.label}", f"{found:.2f} times", found <= limit)
+    """A bar on the ratio of two medians; that of the quick tenths tells how much the host's other work is to blame."""
+    found, quick = ratio(ours, theirs), ours.spread()[0] / theirs.spread()[0]
+    return Bar(
+        f"at most {limit:.2f} times {theirs.label}", f"{found:.2f} times ({quick:.2f} at the quick end)", found <= limit
+    )
 
 
 def at_most_over(limit: float, ours: Series, theirs: Series) -> Bar:
