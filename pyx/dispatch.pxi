@@ -27,11 +27,11 @@ cdef void keep(Pump pump) except *:
 cdef start_dispatcher():
     global dispatcher
     if dispatcher is None:
-        dispatcher = threading.Thread(target=dispatch, name="ctrd-relay-dispatch", daemon=True)
+        dispatcher = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
         dispatcher.start()
 
 
-def dispatch():
+def _dispatch():
     cdef int taken, generation = relay.generation
     cdef bint needed, first, stuck
     while True:
@@ -62,7 +62,7 @@ cdef bint start_worker() except -1:
     relay.workers += 1
     pthread_mutex_unlock(&lock)
     try:
-        threading.Thread(target=work, name="ctrd-relay-callback", daemon=True).start()
+        threading.Thread(target=_work, name="ctrd-relay-callback", daemon=True).start()
     except RuntimeError:
         pthread_mutex_lock(&lock)
         relay.workers -= 1
@@ -72,7 +72,7 @@ cdef bint start_worker() except -1:
     return True
 
 
-def work():
+def _work():
     cdef int generation = relay.generation
     cdef pump_t *pump
     while True:

@@ -169,8 +169,10 @@ static void run_wanted(void)
 		peers[i].want = NOTHING;
 		if (op == UNDO)
 			spawn_runtime(UNDO, i);
-		else if (init.state == STARTING || (op == DELETE) != (init.state == STOPPED))
-			say_errno(i, op == DELETE ? EBUSY : ESRCH);
+		else if (init.state == STARTING || (op == DELETE || op == END) != (init.state == STOPPED))
+			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
+		else if (op == END)
+			ending = true, say(i, "ok");
 		else
 			spawn_runtime(op, i);
 	}
@@ -216,8 +218,7 @@ static void request(int i)
 	} else if (strcmp(text, "delete") == 0) {
 		peers[i].want = DELETE;
 	} else if (strcmp(text, "end") == 0) {
-		ending = init.state == STOPPED && runtime.pid == 0;
-		ending ? say(i, "ok") : say_errno(i, EBUSY);
+		peers[i].want = END;
 	} else if (strcmp(text, "undo") == 0) {
 		if (init.state == STARTING && runtime.op == START)
 			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */
@@ -228,39 +229,59 @@ static void request(int i)
 	}
 }
 
-static void accept_peer(void)
+static bool accept_peer(void)
 {
 	struct ucred who;
 	socklen_t size = sizeof who;
 	int i, fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0)
-		return;
+		return false;
 	/* The socket's mode already says so; this holds where somebody changed it. */
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) < 0 || (who.uid != 0 && who.uid != geteuid())) {
 		close(fd);
-		return;
+		return true;
 	}
 	for (i = 0; i < peer_count && peers[i].fd >= 0; i++) {
 	}
-	peer_count += i == peer_count; /* there is room: a full table does not poll the listener */
+	if (i == MAX_PEERS) { /* only at the end: a full table does not poll the listener */
+		close(fd);
+		return true;
+	}
+	peer_count += i == peer_count;
 	peers[i] = (struct peer){.fd = fd};
+	return true;
+}
+
+/* Who asked before the name of our socket went gets its answer, though it may not have been accepted yet. */
+static void answer_the_last(void)
+{
+	while (accept_peer()) {
+	}
+	for (int i = 0; i < peer_count; i++)
+		if (peers[i].fd >= 0)
+			request(i);
 }
 
 /* ---- set-up ---------------------------------------------------------------------------------------------------------- */
 
-/* A socket in the state directory, which is our working directory: so its path is short however deep that lies. */
+/*
+ * A socket in the state directory, which is our working directory: so its path is short however deep that lies. It gets
+ * its name once it listens: who finds it there and is refused knows that its shim has gone.
+ */
 static int listen_at(const char *name, int type)
 {
+	static const char temporary[] = "sock.tmp";
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	mode_t old = umask(0177);
 
 	if (fd < 0)
 		die("socket", name);
-	strncpy(address.sun_path, name, sizeof address.sun_path - 1);
-	unlinkat(STATE_FD, name, 0);
-	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0)
+	memcpy(address.sun_path, temporary, sizeof temporary);
+	unlinkat(STATE_FD, temporary, 0);
+	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0 ||
+	    renameat(STATE_FD, temporary, STATE_FD, name) < 0)
 		die("bind", name);
 	umask(old);
 	return fd;
@@ -445,5 +466,6 @@ int main(int argc, char **argv)
 	unlinkat(STATE_FD, TTY_NAME, 0);
 	if (init.state == STARTING)
 		unmark();
+	answer_the_last();
 	return 0;
 }

@@ -18,7 +18,7 @@ import pytest
 
 import libctrd
 from libctrd.client import Client
-from libctrd.engine import local
+from libctrd.engine import cgroups
 
 APPLETS = (
     *(
@@ -117,14 +117,14 @@ def state_dir() -> Iterator[str]:
 
 def leftovers(state: str) -> dict[str, list[str]]:
     """All that there still is of containers of the state directory *state*."""
-    mark = local.mark(state)
+    mark = cgroups.mark(state)
     processes = [pid for pid in os.listdir("/proc") if pid.isdigit() and state in _read(f"/proc/{pid}/cmdline")]
     with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
         mounted = [line for line in mounts if state in line]
-    cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/ctrd-{mark}-*")]
-    cgroups += [str(path) for path in Path("/sys/fs/cgroup").glob(f"ctrd-{mark}-*")]
+    groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/ctrd-{mark}-*")]
+    groups += [str(path) for path in Path("/sys/fs/cgroup").glob(f"ctrd-{mark}-*")]
     files = os.listdir(state) if os.path.isdir(state) else []
-    return {"files": files, "processes": processes, "mounts": mounted, "cgroups": cgroups}
+    return {"files": files, "processes": processes, "mounts": mounted, "cgroups": groups}
 
 
 def _read(path: str) -> str:

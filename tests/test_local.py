@@ -15,7 +15,7 @@ import pytest
 import libctrd
 from libctrd import proc
 from libctrd.client import Client
-from libctrd.engine import local, shim
+from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.errors import NotFoundError, UnavailableError
 from libctrd.state import Event
@@ -231,7 +231,7 @@ def test_the_runtime_is_called_once_in_a_plain_life(client: Client, spec: Make, 
     container.start()
     container.wait(WAIT)
     assert verbs(calls[1]) == ["run"]
-    assert local.cgroups_of(container._record.cgroup) == []
+    assert cgroups.directories(container._record.cgroup) == []
 
 
 def test_a_spec_with_a_hook_is_deleted_by_the_runtime(
@@ -270,8 +270,8 @@ def test_a_cgroup_path_of_the_callers_is_used(client: Client, spec: Make) -> Non
     assert container.stdout is not None
     assert b":/ctrd-test-own/web\n" in container.stdout.read()
     container.wait(WAIT)
-    assert local.cgroups_of("/ctrd-test-own/web") == []
-    for parent in local.cgroups_of("/ctrd-test-own"):
+    assert cgroups.directories("/ctrd-test-own/web") == []
+    for parent in cgroups.directories("/ctrd-test-own"):
         os.rmdir(parent)
 
 

@@ -38,7 +38,7 @@ LAYERS = (
     ("process",),
     ("container",),
     ("client",),
-    ("engine", "engine.local", "engine.runtime", "engine.shim"),
+    ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
     ("once",),
     ("cli",),
 )

@@ -6,21 +6,21 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import signal
 import socket
 import threading
-import zlib
 from datetime import datetime, timezone
 
 import msgspec
 
 from libctrd import directory, ids, proc
 from libctrd import spec as specs
+from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
-from libctrd.engine import shim
 from libctrd.engine.base import CreateRequest, EngineInfo, Record, Sink, Snapshot, Spec
 from libctrd.errors import (
     AlreadyExistsError,
@@ -35,7 +35,6 @@ from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
-_CGROUPS = "/sys/fs/cgroup"
 
 
 class LocalEngine:
@@ -60,7 +59,7 @@ class LocalEngine:
         """See `Engine.info`."""
         runtime = runtimes.find(self._default_runtime)
         version = runtimes.version(runtime.path)
-        return EngineInfo("local", self.address, runtime.path, version, "v2" if _unified() else "v1")
+        return EngineInfo("local", self.address, runtime.path, version, "v2" if cgroups.unified() else "v1")
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
@@ -121,7 +120,7 @@ class LocalEngine:
         if not shim.was_started(where):
             self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
-        if pid and _is_of(pid, record):
+        if pid and cgroups.holds(record.cgroup, pid):
             return Snapshot("running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
@@ -137,7 +136,7 @@ class LocalEngine:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
-            path = f"/ctrd-{mark(self.root)}-{id}"
+            path = f"/ctrd-{cgroups.mark(self.root)}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
         chosen = runtimes.find(runtime or self._default_runtime)
         record = Record(
@@ -193,7 +192,7 @@ class LocalEngine:
             }.items()
             if wanted
         )
-        arguments = ["--memory-cgroup", _memory_cgroup(record.cgroup)] if record.cgroup else []
+        arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
         if request.unattended == "log":
             arguments += ["--log", request.log]
         starter = shim.Shim(where, arguments + self._arguments(record, flags))
@@ -228,15 +227,11 @@ class LocalEngine:
             told = starter is not None and starter.socket in self._told
             if (starter is not None and not told) or id in self._watches:
                 return
-        if told:
-            self._shim_gone(id)  # to whoever asks now it was not told
+        peer = None if told else self._ask_to_watch(where)
+        if peer is None:  # to whoever asks only now it was not told
+            if not self._shim_gone(id):
+                raise NotFoundError(f"container {id!r} was removed by another hand, and its end is not known any more")
             return
-        try:
-            peer = shim.connect(where)
-        except NotFoundError:
-            self._shim_gone(id)
-            return
-        peer.sendall(b"watch")
         peer.setblocking(False)
         with self._lock:
             other = self._watches.setdefault(id, peer)
@@ -245,17 +240,31 @@ class LocalEngine:
             return
         self._reactor.watch(peer.fileno(), lambda _: self._read(id, peer))
 
+    def _ask_to_watch(self, where: str) -> socket.socket | None:
+        """A connection on which the shim tells all that happens from now on; ``None`` when it has ended, or ends."""
+        try:
+            peer = shim.connect(where)
+        except NotFoundError:
+            return None
+        try:
+            peer.sendall(b"watch")
+        except OSError:
+            peer.close()
+            return None
+        return peer
+
     def _read(self, id: str, peer: socket.socket) -> None:
         """Called by the reactor's thread alone: takes one packet of a shim and hands on what it says."""
         try:
             packet = peer.recv(shim.PACKET)
         except BlockingIOError:
             return
-        except OSError:
-            packet = b""  # reset: the shim was killed
+        except ConnectionResetError:
+            return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
-            if not self._take(id, peer):
-                self._shim_gone(id)
+            if not self._take(id, peer) and not self._shim_gone(id):
+                # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
+                self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
             return
         word, _, rest = packet.decode().partition(" ")
         if word == "exit":
@@ -286,23 +295,27 @@ class LocalEngine:
             peer.close()
         return told
 
-    def _shim_gone(self, id: str) -> None:
-        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end."""
+    def _shim_gone(self, id: str) -> bool:
+        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
+
+        False when there is nothing that could be told: it was removed meanwhile.
+        """
         try:
             snapshot = self.snapshot(id)
         except NotFoundError:
-            return  # removed: its end was told before the shim ended
+            return False
         except CtrdError as error:
             log.warning("the end of container %s cannot be told: %s", id, error)
-            return
+            return False
         if snapshot.exit is None and not snapshot.pid:
-            return  # not started yet
+            return False
         if snapshot.exit is None or not snapshot.exit.known:
             log.warning("the shim of container %s is gone: the exit code is not known", id)
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         else:
             self._watch_orphan(id, snapshot.pid)
+        return True
 
     def _watch_orphan(self, id: str, pid: int) -> None:
         try:
@@ -335,11 +348,12 @@ class LocalEngine:
         if pidfd < 0:
             raise NotFoundError(f"container {id!r} is not running any more")
         try:
-            if not _is_of(pid, self.record(id)):  # looked at again now that the pid cannot become another's
+            # Looked at again, now that the pid cannot become another's.
+            if not cgroups.holds(self.record(id).cgroup, pid):
                 raise NotFoundError(f"container {id!r} is not running any more")
             proc.pidfd_send_signal(pidfd, number)
             if number == signal.SIGKILL:
-                _thaw(pid)
+                cgroups.thaw(pid)
         finally:
             os.close(pidfd)
 
@@ -366,8 +380,9 @@ class LocalEngine:
             with shim.connection(where) as peer:
                 shim.ask(peer, where, "undo" if force else "end" if self._delete_by_hand(id) else "delete")
                 peer.settimeout(None)
-                while peer.recv(shim.PACKET):
-                    pass
+                with contextlib.suppress(ConnectionResetError):  # that is its end as well
+                    while peer.recv(shim.PACKET):
+                        pass
         except NotFoundError:
             self._delete_orphan(id, where)
         with self._lock:
@@ -383,12 +398,7 @@ class LocalEngine:
         record = self.record(id)
         if not record.plain or not record.cgroup or shim.read_exit(self._directory(id)) is None:
             return False
-        try:
-            for path in cgroups_of(record.cgroup):
-                os.rmdir(path)
-        except OSError:
-            return False  # EBUSY: something of it is still there
-        return True
+        return cgroups.remove(record.cgroup)
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""
@@ -409,15 +419,6 @@ class LocalEngine:
             peer.close()
 
 
-def mark(root: str) -> str:
-    """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
-    return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
-
-
-def _unified() -> bool:
-    return os.path.exists(os.path.join(_CGROUPS, "cgroup.controllers"))
-
-
 _KNOWN = ("crun version 1.", "runc version 1.")
 """The runtimes of which it is known what they leave behind."""
 
@@ -425,39 +426,3 @@ _KNOWN = ("crun version 1.", "runc version 1.")
 def _is_plain(spec: Spec) -> bool:
     """Does the spec ask for nothing that a runtime must undo itself: no hook, no Intel RDT, no foreign pids?"""
     return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
-
-
-def cgroups_of(path: str) -> list[str]:
-    """Where the cgroup *path* is: its directories in every hierarchy that has one."""
-    tops = [_CGROUPS] if _unified() else [os.path.join(_CGROUPS, name) for name in os.listdir(_CGROUPS)]
-    found = [os.path.join(top, path.lstrip("/")) for top in tops if not os.path.islink(top)]
-    return [directory for directory in found if os.path.isdir(directory)]
-
-
-def _memory_cgroup(path: str) -> str:
-    """Where the memory controller of the cgroup *path* will be."""
-    return os.path.join(_CGROUPS if _unified() else os.path.join(_CGROUPS, "memory"), path.lstrip("/"))
-
-
-def _is_of(pid: int, record: Record) -> bool:
-    """Does *pid* still name a process of that container? By its cgroup: a stranger with that pid is not in it."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            cgroups = file.read()
-    except OSError:
-        return False
-    return not record.cgroup or record.cgroup in cgroups
-
-
-def _thaw(pid: int) -> None:
-    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
-        if path is not None and path != "/":
-            with open(f"{_CGROUPS}/freezer{path}/freezer.state", "w", encoding="ascii") as state:
-                state.write("THAWED")
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it has ended
-    except OSError as error:
-        log.warning("process %d may be frozen and could not be thawed to be killed: %s", pid, error)

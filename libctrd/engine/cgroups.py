@@ -1,0 +1,68 @@
+"""The cgroups of containers, v1 and v2: where they are, and which process is in one. The runtimes make them.
+
+The two exceptions remove: an empty cgroup of an ended container, and the freeze that keeps a killed process alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+
+log = logging.getLogger("libctrd")
+
+TOP = "/sys/fs/cgroup"
+
+
+def mark(root: str) -> str:
+    """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
+    return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
+
+
+def unified() -> bool:
+    return os.path.exists(os.path.join(TOP, "cgroup.controllers"))
+
+
+def directories(path: str) -> list[str]:
+    """Where the cgroup *path* is: its directories in every hierarchy that has one."""
+    tops = [TOP] if unified() else [os.path.join(TOP, name) for name in os.listdir(TOP)]
+    found = [os.path.join(top, path.lstrip("/")) for top in tops if not os.path.islink(top)]
+    return [directory for directory in found if os.path.isdir(directory)]
+
+
+def memory(path: str) -> str:
+    """Where the memory controller of the cgroup *path* will be."""
+    return os.path.join(TOP if unified() else os.path.join(TOP, "memory"), path.lstrip("/"))
+
+
+def remove(path: str) -> bool:
+    """Removes the cgroup *path* in every hierarchy. False when it is not empty, or may not be removed."""
+    try:
+        for directory in directories(path):
+            os.rmdir(directory)
+    except OSError:
+        return False  # EBUSY: something of it is still there
+    return True
+
+
+def holds(path: str, pid: int) -> bool:
+    """Is *pid* in the cgroup *path*? A stranger that has got the pid of an ended process is not; "" holds every one."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            return path in file.read()
+    except OSError:
+        return False
+
+
+def thaw(pid: int) -> None:
+    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
+        if path is not None and path != "/":
+            with open(f"{TOP}/freezer{path}/freezer.state", "w", encoding="ascii") as state:
+                state.write("THAWED")
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended
+    except OSError as error:
+        log.warning("process %d may be frozen and could not be thawed to be killed: %s", pid, error)
