@@ -260,7 +260,7 @@ class Container:
                 raise
             init.failed()
             if self._created_here:
-                client._remove(self)
+                client._remove(self, force=True)
             else:
                 client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there

@@ -242,7 +242,8 @@ static bool accept_peer(void)
 		close(fd);
 		return true;
 	}
-	for (i = 0; i < peer_count && peers[i].fd >= 0; i++) {
+	/* The first place stays the starter's: what is to be said to it is for nobody else when it has gone. */
+	for (i = 1; i < peer_count && peers[i].fd >= 0; i++) {
 	}
 	if (i == MAX_PEERS) { /* only at the end: a full table does not poll the listener */
 		close(fd);
@@ -403,7 +404,7 @@ static void turn(void)
 
 	poll_count = 0;
 	for (int i = 0; i < peer_count; i++) {
-		busy += peers[i].fd >= 0;
+		busy += i == 0 || peers[i].fd >= 0;
 		at_peer[i] = want(peers[i].fd, peers[i].want == NOTHING ? POLLIN : 0);
 	}
 	int at_signals = want(signals, POLLIN);
