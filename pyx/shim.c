@@ -242,7 +242,7 @@ static bool accept_peer(void)
 		close(fd);
 		return true;
 	}
-	for (i = 0; i < peer_count && peers[i].fd >= 0; i++) {
+	for (i = 1; i < peer_count && peers[i].fd >= 0; i++) { /* the starter's place is nobody else's: he is spoken to */
 	}
 	if (i == MAX_PEERS) { /* only at the end: a full table does not poll the listener */
 		close(fd);
