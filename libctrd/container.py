@@ -414,7 +414,7 @@ class Container:
                     client._engine.signal(self.id, INIT, _SIGKILL)
                     if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
                         client._engine.resume(self.id)
-        if status in ("running", "paused"):
+        if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
                 self.wait()
         with client._locked(self.id):

@@ -36,6 +36,7 @@ cdef class Fifo:
     cdef int _users               # threads inside a call on the descriptor; the last one closes it
     cdef int _generation          # of the process, counted by fork; waiters of another one are gone
     cdef int _state               # OPENING, OPEN, CLOSED
+    cdef unsigned int _news       # counts closings and no_more_writers(), so that none is missed between look and wait
     cdef bint _no_more_writers
     cdef bint _was_open
 

@@ -310,6 +310,7 @@ cdef class Fifo:
             raise not_for(self, "reading")
         notice_fork(self)
         self._no_more_writers = True
+        self._news += 1
         wake(self._waiters)
 
     def wait_connected(self, timeout=None) -> None:

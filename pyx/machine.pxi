@@ -50,6 +50,7 @@ cdef void shut(Fifo fifo) noexcept:
         fifo._state = CLOSED
         fifo._cancel = None
         fifo._ahead = None
+        fifo._news += 1
         wake(fifo._waiters)
         if fifo._users == 0:
             drop(fifo)
@@ -131,7 +132,9 @@ cdef int check_patience(Fifo fifo) except -1:
 
 cdef int await_peer(Fifo fifo, int64_t until) except -1:
     """Returns once the peer has come, or none can come any more. The caller has entered."""
+    cdef unsigned int news
     while True:
+        news = fifo._news
         if fifo._state == CLOSED:
             raise ClosedError(f"fifo {fifo.path!r} was closed while its peer was waited for")
         if peer_came(fifo) or fifo._no_more_writers:
@@ -139,7 +142,7 @@ cdef int await_peer(Fifo fifo, int64_t until) except -1:
         check_patience(fifo)
         if until >= 0 and monotonic() >= until:
             raise DeadlineError(f"the peer of fifo {fifo.path!r} did not come in time (it is still waited for)")
-        wait_turn(fifo, POLLIN, True, sooner(fifo, until))
+        wait_turn(fifo, POLLIN, True, sooner(fifo, until), news)
 
 
 cdef int64_t sooner(Fifo fifo, int64_t until) noexcept:
@@ -151,11 +154,13 @@ cdef int64_t sooner(Fifo fifo, int64_t until) noexcept:
 cdef ssize_t take(Fifo fifo, char *buffer, size_t size) except -1:
     """Up to *size* bytes, at least one unless it is the end (0)."""
     cdef ssize_t got
+    cdef unsigned int news
     if fifo._access == O_WRONLY:
         raise not_for(fifo, "reading")
     enter(fifo)
     try:
         while True:
+            news = fifo._news
             if fifo._state == CLOSED:
                 raise ClosedError(f"fifo {fifo.path!r} was closed while it was read")
             if fifo._ahead is not None:
@@ -166,7 +171,7 @@ cdef ssize_t take(Fifo fifo, char *buffer, size_t size) except -1:
             if got >= 0:
                 return got
             check_patience(fifo)
-            wait_turn(fifo, POLLIN, False, sooner(fifo, -1))
+            wait_turn(fifo, POLLIN, False, sooner(fifo, -1), news)
     finally:
         leave(fifo)
 
@@ -210,6 +215,7 @@ cdef ssize_t take_now(Fifo fifo, char *buffer, size_t size) except -2:
 cdef ssize_t put(Fifo fifo, iovec *vectors, Py_ssize_t count) except -1:
     """Writes all of it, waiting for the reader and for room. Changes the vectors."""
     cdef ssize_t total = 0, written
+    cdef unsigned int news
     if fifo._access == O_RDONLY:
         raise not_for(fifo, "writing")
     enter(fifo)
@@ -222,11 +228,12 @@ cdef ssize_t put(Fifo fifo, iovec *vectors, Py_ssize_t count) except -1:
                 return total
             if fifo._state == OPENING:
                 await_peer(fifo, -1)
+            news = fifo._news
             if fifo._state == CLOSED:
                 raise ClosedError(f"fifo {fifo.path!r} was closed while it was written ({total} bytes were)")
             written = put_now(fifo, vectors, count)
             if written < 0:
-                wait_turn(fifo, POLLOUT, False, -1)
+                wait_turn(fifo, POLLOUT, False, -1, news)
                 continue
             total += written
             while count and <size_t>written >= vectors.iov_len:

@@ -400,7 +400,7 @@ static short answer(int at)
 /* A buffer with bytes in it waits for room, an empty one for bytes. */
 static int want_pump(struct pipe_buffer *b)
 {
-	if (b->from < 0 || b->to < 0)
+	if (b->to < 0)
 		return -1;
 	return b->start < b->end ? want(b->to, POLLOUT) : want(b->from, POLLIN);
 }
@@ -451,8 +451,9 @@ static void turn(void)
 		tty_out.from = -1;
 	}
 	if (answer(at_tty_in) && !pump(&tty_in, true)) {
+		if (tty_in.from < 0 || !type_end_of_file(&tty_in))
+			tty_in.to = -1; /* the terminal stays: closing it would hang up on the container */
 		close_fd(&tty_in.from);
-		tty_in.to = -1; /* the terminal stays: closing it would hang up on the container */
 	}
 	for (int k = 0; k < 2; k++)
 		if (answer(at_out[k]) && !drain(out_read[k]))

@@ -26,6 +26,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -114,4 +115,5 @@ void open_stdio(void);
 void receive_terminal(void);
 void hand_over(int peer);
 bool pump(struct pipe_buffer *b, bool readable);
+bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);

@@ -111,6 +111,23 @@ void hand_over(int i)
 		drop_peer(i);
 }
 
+/*
+ * The end of the input is a key to a terminal: a program that reads to the end would wait for ever without. It goes
+ * into the buffer, twice when a line must be ended first. False: in the mode of the terminal there is no such key.
+ */
+bool type_end_of_file(struct pipe_buffer *b)
+{
+	struct termios mode;
+	bool in_line = b->end > 0 && b->bytes[b->end - 1] != '\n' && b->bytes[b->end - 1] != '\r';
+
+	if (tcgetattr(b->to, &mode) < 0 || !(mode.c_lflag & ICANON) || mode.c_cc[VEOF] == _POSIX_VDISABLE)
+		return false;
+	b->bytes[0] = b->bytes[1] = (char)mode.c_cc[VEOF];
+	b->start = 0;
+	b->end = in_line ? 2 : 1;
+	return true;
+}
+
 /* One step of terminal to fifo or back. False: this direction is over. */
 bool pump(struct pipe_buffer *b, bool readable)
 {

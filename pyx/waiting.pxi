@@ -1,9 +1,12 @@
 # How a thread waits (a part of fifo.pyx): one turn of waiting, and what wakes it.
 #
-# All that is shared here is guarded by the GIL, which is let go of only around the poll. A turn begins with the GIL held
-# since its caller saw that the fifo is open and the wait not cancelled; whoever closes or cancels needs the GIL too. So
-# he either came before that look, or finds the waiter in the list and adds to its eventfd: no wake-up is lost. A turn
-# leaves nothing behind, so that Python code (a signal handler that closes, raises or forks) runs between turns only.
+# All that is shared here is guarded by the GIL. A caller looks at the fifo, which lets go of the GIL, and then waits a turn,
+# which lets go of it once more, around the poll. Whoever closes, or says that no writer comes any more, counts that in
+# `_news` and then wakes those in the list, without letting go of the GIL between. So he either did that before the turn,
+# and then the count is not the one that the caller read before its look, and the turn ends at once; or he finds the
+# waiter in the list and adds to its eventfd. A cancellation is looked at after the look at the fifo, with nothing between
+# that and the turn. So no wake-up is lost. A turn leaves nothing behind, so that Python code (a signal handler that closes,
+# raises or forks) runs between turns only.
 
 cdef int64_t RETRY = 25 * 1000000     # ns until the next look where nothing announces a peer
 cdef int KEPT = 16                    # idle wakers that are kept
@@ -91,10 +94,10 @@ cdef inline void part(Waiter **waiters, Waiter *me) noexcept:
     waiters[0] = me.next
 
 
-cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except -1:
+cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until, unsigned int news) except -1:
     """One turn: until the fifo is ready for *events*, somebody opened it (*for_peer*), the fifo was closed, the wait
     cancelled, a signal came, or *until* (CLOCK_MONOTONIC, ns; -1: no limit) is reached; or for no reason. The caller
-    looks again at everything. Raises what a signal handler raises.
+    looks again at everything. *news* is what the fifo's count was before its last look. Raises what a signal handler raises.
     """
     cdef pollfd[3] polled
     cdef int[2] waker
@@ -104,11 +107,13 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until) except
     cdef sigset_t before
     cdef int fd = fifo._fd, token = -1, there = 0
     cdef int64_t left = -1
-    # A writer without a reader, and one that has no descriptor yet, has nothing to poll: POLLERR would never be silent.
+    if fifo._news != news:
+        return 0
     cdef bint announced = fd >= 0 and not portable
     cdef bint hurry = not borrow_waker(waker) or (fifo._state == OPENING and not announced)
     polled[0].fd = waker[0]
     polled[0].events = POLLIN
+    # A writer without a reader has nothing to poll: POLLERR would never be silent.
     polled[1].fd = -1 if for_peer and fifo._access == O_WRONLY else fd
     polled[1].events = events
     polled[2].fd = -1

@@ -9,6 +9,8 @@ import subprocess
 import termios
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from cli_kit import Ctrd, Terminal
 
@@ -128,6 +130,24 @@ def test_a_terminal_for_the_container_needs_none_of_ours(each_ctrd: Ctrd) -> Non
     assert (done.stdout, done.stderr, done.returncode) == (b"terminal\r\n", b"", 3)
     done = each_ctrd.run("-i", "-t", "sh", "-c", "read x; echo got $x", input=b"hello\n")
     assert (done.stdout, done.returncode) == (b"hello\r\ngot hello\r\n", 0)
+
+
+@pytest.mark.parametrize(("given", "shown"), [(b"x\n", b"x\r\nx\r\n"), (b"x", b"xx"), (b"", b"")])
+def test_the_end_of_our_input_reaches_a_program_through_its_terminal(
+    each_ctrd: Ctrd, given: bytes, shown: bytes
+) -> None:  # C7
+    done = each_ctrd.run("-i", "-t", "cat", input=given)
+    assert (done.stdout, done.returncode) == (shown, 0)
+
+
+def test_a_terminal_that_hangs_up_costs_neither_the_container_nor_its_exit_code(ctrd: Ctrd) -> None:
+    user, program = os.openpty()
+    own = {"stdin": program, "stdout": program, "stderr": program, "start_new_session": True}
+    process = ctrd.popen("run", "--rootfs", ctrd.rootfs, "-t", "sh", "-c", "echo ready; seq 100000; exit 5", **own)
+    os.close(program)
+    assert os.read(user, 5) == b"ready"
+    os.close(user)
+    assert process.wait(30) == 5
 
 
 def test_the_output_may_go_elsewhere_than_the_terminal(ctrd: Ctrd, terminal: Terminal) -> None:

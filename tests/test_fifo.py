@@ -35,9 +35,7 @@ pytestmark = pytest.mark.usefixtures("steady", "way")
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE])
-def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(
-    path: Path, flags: int
-) -> None:  # C17
+def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(path: Path, flags: int) -> None:  # C17
     files, threads = len(open_files()), threading.active_count()
     with open_fifo(path, flags | os.O_CREAT) as fifo:
         assert not fifo.connected
@@ -47,9 +45,7 @@ def test_waiting_for_a_peer_that_never_comes_costs_one_descriptor_and_no_thread(
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR])
-def test_closing_before_the_peer_came_works_and_closing_again_does_nothing(
-    path: Path, flags: int
-) -> None:  # C15
+def test_closing_before_the_peer_came_works_and_closing_again_does_nothing(path: Path, flags: int) -> None:  # C15
     fifo = open_fifo(path, flags | os.O_CREAT)
     fifo.close()
     fifo.close()
@@ -156,9 +152,7 @@ def test_reading_into_a_buffer(path: Path) -> None:  # C14
 
 def test_several_buffers_are_written_as_if_they_were_one(path: Path) -> None:  # C14
     reader, writer = both(path)
-    parts = [b"", b"a", bytearray(b"bc"), memoryview(b"def"), b""] + [
-        bytes([65 + i % 26]) * i for i in range(2000)
-    ]
+    parts = [b"", b"a", bytearray(b"bc"), memoryview(b"def"), b""] + [bytes([65 + i % 26]) * i for i in range(2000)]
     whole = b"".join(parts)
     with reader:
         reading = Background(reader.read)

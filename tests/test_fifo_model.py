@@ -106,11 +106,7 @@ class FifoMachine(RuleBasedStateMachine):
 
     def fifos(self, *, reads: bool = False, writes: bool = False) -> list[End]:
         ends = [end for end in self.ends if isinstance(end.thing, Fifo)]
-        return [
-            end
-            for end in ends
-            if (not reads or end.reads) and (not writes or end.writes or end in self.waiting)
-        ]
+        return [end for end in ends if (not reads or end.reads) and (not writes or end.writes or end in self.waiting)]
 
     @initialize()
     def begin(self) -> None:

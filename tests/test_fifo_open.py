@@ -59,9 +59,7 @@ def test_one_that_exists_is_fine(path: Path) -> None:  # C14
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR, os.O_RDONLY, os.O_WRONLY])
 def test_a_path_where_nothing_is(path: Path, flags: int) -> None:  # C14
-    with pytest.raises(
-        NotFoundError, match=r"could not open fifo '.*fifo' for .*\(open\): No such file"
-    ) as caught:
+    with pytest.raises(NotFoundError, match=r"could not open fifo '.*fifo' for .*\(open\): No such file") as caught:
         open_fifo(path, flags)
     assert caught.value.errno == errno.ENOENT
     assert isinstance(caught.value.__cause__, FileNotFoundError)
@@ -71,9 +69,7 @@ def test_a_path_where_nothing_is(path: Path, flags: int) -> None:  # C14
 
 @pytest.mark.parametrize("create", [0, os.O_CREAT])
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR, os.O_RDONLY, os.O_WRONLY])
-def test_anything_else_at_that_path_is_an_error_that_names_it(
-    tmp_path: Path, flags: int, create: int
-) -> None:  # C14
+def test_anything_else_at_that_path_is_an_error_that_names_it(tmp_path: Path, flags: int, create: int) -> None:  # C14
     file, directory, link, dangling = (tmp_path / name for name in ("file", "directory", "link", "dangling"))
     file.write_bytes(b"content")
     directory.mkdir()
@@ -248,32 +244,33 @@ def test_a_writer_that_may_not_read_gets_there_as_well(path: Path, way: str) -> 
     else:
         moved = path
     moved.chmod(0o666)
-    process = subprocess.Popen(["cat", moved], stdout=subprocess.PIPE)
-    assert writing.result() == 5
-    writer.close()
-    with opening.result() as late:
-        assert late.connected
-    assert process.communicate()[0] == b"hello"
+    with open_fifo(moved, READ) as reader:
+        assert writing.result() == 5
+        with writer, opening.result() as late:
+            assert late.connected
+            assert late.write(b" again") == 6
+        assert reader.read() == b"hello again"
 
 
 @contextmanager
 def room_for(more: int) -> Iterator[None]:
     """Lets this process open *more* descriptors and not one beyond that."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = os.open("/dev/null", os.O_RDONLY)  # the lowest free number: below it all are taken
-    plugs = []
-    while plugs[-1:] != [highest + 40]:
-        plugs.append(os.dup(highest))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 41, hard))
-    for plug in plugs[len(plugs) - more :]:
-        os.close(plug)
+    plugs = [os.open("/dev/null", os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, hard))
+    try:
+        while True:
+            plugs.append(os.dup(plugs[0]))
+    except OSError as error:
+        assert error.errno == errno.EMFILE  # noqa: PT017 - nothing else ends the loop
+    for _ in range(more):
+        os.close(plugs.pop())
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for plug in plugs[: len(plugs) - more]:
+        for plug in plugs:
             os.close(plug)
-        os.close(highest)
 
 
 @pytest.mark.parametrize("flags", [READ, WRITE, os.O_RDWR])

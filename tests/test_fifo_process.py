@@ -142,9 +142,7 @@ def test_a_host_that_dies_of_sigpipe_does_not(path: Path, write_flag: bool) -> N
 
 def test_a_user_with_no_inotify_instance_left_waits_with_a_timer(path: Path) -> None:  # C17
     if os.geteuid() != 0:
-        pytest.skip(
-            "only root may become a user whose inotify instances can be used up without harm to others"
-        )
+        pytest.skip("only root may become a user whose inotify instances can be used up without harm to others")
     for folder in (path.parent, *path.parent.parents):
         if folder.stat().st_mode & 0o001 == 0:
             folder.chmod(folder.stat().st_mode | 0o011)

@@ -206,6 +206,20 @@ def test_a_close_from_another_thread_ends_it(path: Path, what: str) -> None:  # 
         other.close()
 
 
+@pytest.mark.parametrize("what", ["close", "no_more_writers"])
+def test_a_close_or_an_end_told_at_any_moment_is_never_missed(path: Path, what: str) -> None:  # C15
+    for _ in range(300):
+        reader = open_fifo(path, READ | os.O_CREAT)
+        reading = Background(reader.read)
+        getattr(reader, what)()  # before the read, in the middle of its look, or while it waits
+        if what == "close":
+            with pytest.raises(ClosedError):
+                reading.result()
+        else:
+            assert reading.result() == b""
+        reader.close()
+
+
 def test_a_close_ends_the_wait_of_connected_ends_too(path: Path) -> None:  # C15
     reader, writer = both(path)
     reading = Background(reader.read)

@@ -60,9 +60,7 @@ def test_reaping_a_process_that_is_no_child_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("script", "code", "sig"), [("exit 7", 7, None), ("kill -TERM $$", None, 15), ("exit 255", 255, None)]
 )
-def test_a_pidfd_tells_how_our_child_ended_and_reaps_it_once(
-    script: str, code: int | None, sig: int | None
-) -> None:
+def test_a_pidfd_tells_how_our_child_ended_and_reaps_it_once(script: str, code: int | None, sig: int | None) -> None:
     pid = proc.spawn(["sh", "-c", script])
     pidfd = proc.pidfd_open(pid)
     try:
@@ -379,9 +377,7 @@ def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(
         "ProcessRef.alive": proc.ProcessRef(1, 1).alive,
     }
     for name, call in calls.items():
-        with pytest.raises(
-            UnsupportedError, match=f"^{name} needs Linux; this system is {os.uname().sysname} "
-        ):
+        with pytest.raises(UnsupportedError, match=f"^{name} needs Linux; this system is {os.uname().sysname} "):
             call()
 
 
@@ -390,9 +386,7 @@ def test_the_c_source_compiles_where_there_is_no_linux() -> None:
     if compiler is None:
         pytest.skip("there is no C compiler (cc) here")
     script = "import runpy; print(runpy.run_path('tools/build_proc.py')['SOURCE'])"
-    source = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    source = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only"]
     for system in ([], ["-U__linux__"]):
         done = subprocess.run(

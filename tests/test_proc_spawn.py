@@ -121,10 +121,7 @@ def test_a_new_session_is_led_by_the_child_and_only_on_request() -> None:
 
 
 def test_the_environment_is_the_one_given_or_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        output_of(["env"], env={"A": "x y", "B": "", "C": "\udcff\u20ac"})
-        == b"A=x y\nB=\nC=\xff\xe2\x82\xac\n"
-    )
+    assert output_of(["env"], env={"A": "x y", "B": "", "C": "\udcff\u20ac"}) == b"A=x y\nB=\nC=\xff\xe2\x82\xac\n"
     assert output_of(["env"], env={}) == b""
     monkeypatch.setenv("CTRD_OF_OURS", "here")
     assert b"CTRD_OF_OURS=here\n" in output_of(["env"])
@@ -262,9 +259,7 @@ def test_what_spawn_needs_of_the_system_is_named_when_it_is_missing() -> None:
         "unshare", "-m", "sh", "-c", '"$@"; exit $?', "sh",
     )  # fmt: skip
     listing, null = out.splitlines()
-    assert listing.startswith(
-        "could not start 'true': close all other descriptors, as listed in '/proc/self/fd'"
-    )
+    assert listing.startswith("could not start 'true': close all other descriptors, as listed in '/proc/self/fd'")
     assert null.startswith("could not start 'true': open '/dev/null' (open): No such file or directory")
 
 

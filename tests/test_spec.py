@@ -32,9 +32,7 @@ def test_the_default_is_valid_and_plain_json() -> None:
     assert "rlimits" not in document["process"]
 
 
-def test_the_rootfs_is_absolute_from_the_moment_of_the_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rootfs_is_absolute_from_the_moment_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     document = spec.default(rootfs=Path("some/../rootfs"))
     monkeypatch.chdir("/")
@@ -58,9 +56,7 @@ def test_a_mount_of_the_caller_replaces_the_default_one_at_its_place() -> None:
     assert mounts[-1] is not mine
 
 
-def test_a_relative_source_of_a_bind_mount_is_made_absolute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_source_of_a_bind_mount_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mine = {"destination": "/data", "source": "data", "options": ["rbind"]}
     assert spec.default(mounts=[mine])["mounts"][-1]["source"] == str(tmp_path / "data")
@@ -88,9 +84,7 @@ def test_without_root_it_maps_the_caller_and_leaves_out_what_he_cannot_do() -> N
 
 
 @pytest.mark.parametrize("rootless", [False, True])
-def test_rootless_is_found_out_from_the_effective_uid(
-    rootless: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rootless_is_found_out_from_the_effective_uid(rootless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000 if rootless else 0)
     assert spec.own_namespace(spec.default(), "user") is rootless
     if rootless:
@@ -138,13 +132,9 @@ def test_an_argument_that_cannot_be_is_named(wrong: dict[str, Any], named: str) 
 
 @settings(max_examples=50)
 @given(
-    args=st.lists(
-        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), min_size=1, max_size=4
-    ),
+    args=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), min_size=1, max_size=4),
     terminal=st.booleans(),
-    env=st.dictionaries(
-        st.from_regex(r"[A-Z]{1,5}", fullmatch=True), st.from_regex(r"[a-z=]{0,5}", fullmatch=True)
-    ),
+    env=st.dictionaries(st.from_regex(r"[A-Z]{1,5}", fullmatch=True), st.from_regex(r"[a-z=]{0,5}", fullmatch=True)),
     memory=st.none() | st.integers(1, 2**63 - 1),
     cpus=st.none() | st.floats(0.01, 1e6),
     pids_limit=st.none() | st.integers(1, 2**31),
@@ -345,9 +335,7 @@ def test_encode_takes_deep_documents_and_refuses_bottomless_ones() -> None:
         (None, 0),
     ],
 )
-def test_root_on_the_host_is_where_the_first_mapping_that_holds_it_leads(
-    uids: Any, expected: int
-) -> None:  # C19
+def test_root_on_the_host_is_where_the_first_mapping_that_holds_it_leads(uids: Any, expected: int) -> None:  # C19
     gids = [{"containerID": 0, "hostID": 44, "size": 1}]
     linux = {"namespaces": [{"type": "user"}], "uidMappings": uids, "gidMappings": gids}
     assert spec.host_root({"linux": linux}) == (expected, 44)
@@ -361,9 +349,7 @@ def test_mappings_without_a_user_namespace_map_nobody() -> None:  # C19
 
 def test_a_namespace_is_the_containers_own_when_listed_without_a_path() -> None:
     document = {
-        "linux": {
-            "namespaces": [{"type": "pid"}, {"type": "network", "path": "/x"}, {"type": "ipc", "path": ""}]
-        }
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/x"}, {"type": "ipc", "path": ""}]}
     }
     kinds = ("pid", "network", "ipc", "mount")
     assert [spec.own_namespace(document, kind) for kind in kinds] == [True, False, True, False]

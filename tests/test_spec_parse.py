@@ -34,9 +34,7 @@ def test_a_size_is_read(text: str | int, size: int) -> None:
     assert spec.parse_size(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "m", "-1", "1.m", ".5g", "1e3", "64x", "٣", "9000p", -1, True, 1.5, None, "1\0"]
-)
+@pytest.mark.parametrize("text", ["", "m", "-1", "1.m", ".5g", "1e3", "64x", "٣", "9000p", -1, True, 1.5, None, "1\0"])
 def test_what_is_no_size_is_refused_by_name(text: Any) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         spec.parse_size(text)
@@ -156,10 +154,7 @@ def test_what_is_no_mount_is_refused_with_the_reason(text: str, named: str) -> N
     assert named in str(caught.value)
 
 
-@given(
-    st.text(max_size=30)
-    | st.from_regex(r"(type|src|target|ro|options|tmpfs-size)=[a-z/:,0-9\"]*", fullmatch=True)
-)
+@given(st.text(max_size=30) | st.from_regex(r"(type|src|target|ro|options|tmpfs-size)=[a-z/:,0-9\"]*", fullmatch=True))
 def test_a_parsed_mount_is_always_a_valid_one(text: str) -> None:
     try:
         mount = spec.parse_mount(text)

@@ -40,9 +40,7 @@ def rootfs(place: Path) -> Path:
     for name in ("bin", "proc", "sys", "dev", "tmp", "etc", "data"):
         (root / name).mkdir(parents=True)
     shutil.copy(busybox, root / "bin" / "busybox")
-    for applet in subprocess.run(
-        [busybox, "--list"], capture_output=True, text=True, check=True
-    ).stdout.split():
+    for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
     return root
@@ -105,9 +103,7 @@ def test_the_exit_code_and_the_output_come_through(run: Run, rootfs: Path) -> No
 
 
 def test_the_container_has_the_default_capabilities_and_cannot_gain_more(inside: Callable[..., str]) -> None:
-    status = dict(
-        line.split(":\t", 1) for line in inside("cat /proc/self/status").splitlines() if ":\t" in line
-    )
+    status = dict(line.split(":\t", 1) for line in inside("cat /proc/self/status").splitlines() if ":\t" in line)
     # capabilities(7): the numbers of the fourteen.
     numbers = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
     mask = f"{sum(1 << number for number in numbers):016x}"
@@ -200,8 +196,6 @@ def test_without_root_on_the_host_the_caller_is_root_inside(inside: Callable[...
         pytest.skip("user namespaces are switched off on this host")
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is missing (package util-linux)")
-    script = (
-        "id -u; head -n 1 /proc/self/uid_map; ls /sys/class/net; test -c /dev/null && ls -A /sys/firmware"
-    )
+    script = "id -u; head -n 1 /proc/self/uid_map; ls /sys/class/net; test -c /dev/null && ls -A /sys/firmware"
     uid, mapping, network = inside(script, uid=12345, rootless=True).splitlines()
     assert (uid, mapping.split(), network) == ("0", ["0", "12345", "1"], "lo")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from libctrd.container import Container
     from libctrd.state import ExitStatus
 
-LAST_SECONDS = 1.0
+_STREAMS: Final = {"stdout": 1, "stderr": 2}
+LAST_SECONDS: Final = 1.0
 """How long an end that is under way may still take once ctrd was told to end."""
 
 
@@ -80,7 +82,12 @@ def attend(
 
 def _has_lost_output(container: Container) -> bool:
     """Tells of output that could not be written. A reader that has gone wanted no more of it: that is no loss."""
-    lost = {n: e for n, e in container.undelivered().items() if e.errno not in (errno.EPIPE, errno.ECONNRESET)}
+    lost = {
+        name: error
+        for name, error in container.undelivered().items()
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET)
+        and not (error.errno == errno.EIO and stat.S_ISCHR(os.fstat(_STREAMS[name]).st_mode))  # a terminal, hung up
+    }
     for name, error in lost.items():
         output.complain(f"output of container {container.id!r} to {name} is lost: {error}")
     return bool(lost)
