@@ -37,6 +37,9 @@ log = logging.getLogger("libctrd")
 RECORD = "state.json"
 
 
+_record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
+
+
 class LocalEngine:
     """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
 
@@ -86,7 +89,7 @@ class LocalEngine:
         path = os.path.join(self._directory(id), RECORD)
         try:
             with open(path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Record)
+                return _record_decoder.decode(file.read())
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"

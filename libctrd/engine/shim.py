@@ -51,11 +51,14 @@ class _ExitRecord(msgspec.Struct):
     nanoseconds: int
 
 
+_exit_decoder = msgspec.json.Decoder(_ExitRecord)  # see `libctrd._spec_check`
+
+
 def read_exit(directory: str) -> ExitStatus | None:
     """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
     try:
         with open(os.path.join(directory, EXIT_RECORD), "rb") as file:
-            record = msgspec.json.decode(file.read(), type=_ExitRecord)
+            record = _exit_decoder.decode(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -160,12 +163,15 @@ class _LogLine(msgspec.Struct):
     level: str = ""
 
 
+_log_decoder = msgspec.json.Decoder(_LogLine)
+
+
 def _messages(raw: str) -> str:
     """The errors among the JSON lines of a runtime's log, in order; a line that is none is taken as it is."""
     found = []
     for line in raw.splitlines():
         try:
-            entry = msgspec.json.decode(line, type=_LogLine)
+            entry = _log_decoder.decode(line)
         except msgspec.MsgspecError:
             entry = _LogLine(line.strip(), "error")
         if entry.msg and entry.level not in ("debug", "info", "warning"):
