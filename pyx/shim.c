@@ -222,9 +222,8 @@ static void request(int i)
 		peers[i].want = END;
 	} else if (strcmp(text, "undo") == 0) {
 		if (init.state == STARTING && runtime.op == START)
-			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */
-		else
-			peers[i].want = UNDO;
+			kill(runtime.pid, SIGKILL); /* start_ended() undoes it, unless it has just ended well */
+		peers[i].want = UNDO;
 	} else {
 		say_errno(i, EINVAL);
 	}
@@ -466,6 +465,8 @@ int main(int argc, char **argv)
 {
 	parse(argc, argv);
 	set_up();
+	if (!opt.undo)
+		flock(STATE_FD, LOCK_UN); /* whoever waits to remove it finds our socket */
 	spawn_runtime(opt.undo ? UNDO : START, 0);
 	while (!ending)
 		turn();
