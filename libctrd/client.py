@@ -181,8 +181,11 @@ class Client:
         self._forget(known)
         return None
 
-    def _remove(self, container: Container) -> None:
-        """Frees a container that ended or never started, and removes its directories (C2). Called under its lock."""
+    def _remove(self, container: Container, force: bool = False) -> None:
+        """Frees a container that ended or never started, and removes its directories (C2). Called under its lock.
+
+        With *force* also one that is just being started, and one of which nothing can be known.
+        """
         id, path = container.id, os.path.join(self._root, container.id)
         try:
             claim = directory.lock(path, wait=True)
@@ -193,7 +196,7 @@ class Client:
             if self._is_anothers(container):
                 self._forget(container)
                 return
-            self._engine.delete(id)
+            self._engine.delete(id, force)
             if not directory.clean_disabled():
                 self._engine.release(id)
                 if container.bundle != path:

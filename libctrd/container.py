@@ -406,7 +406,6 @@ class Container:
             except UnavailableError:  # its records are damaged: by force it can still be got rid of
                 if not force:
                     raise
-                client._engine.delete(self.id, force=True)
                 status = "stopped"
             if status in ("running", "paused"):
                 if not force:
@@ -419,7 +418,7 @@ class Container:
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
                 self.wait()
         with client._locked(self.id):
-            client._remove(self)
+            client._remove(self, force)
 
     def clean_process(self, name: str) -> None:
         """Removes the three fifos of the process *name* and forgets it; an unknown name touches no file (C3).

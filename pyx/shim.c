@@ -161,8 +161,9 @@ static void run_wanted(void)
 		enum op op = peers[i].want;
 		if (peers[i].fd < 0 || op == NOTHING)
 			continue;
-		if (op == UNDO && init.state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
+		if (op == UNDO && (init.state == RUNNING || init.state == PAUSED))
 			kill(init.pid, SIGKILL);
+		if (op == UNDO && init.state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
 			spawn_runtime(RESUME, -1);
 			return;
 		}
@@ -242,7 +243,7 @@ static bool accept_peer(void)
 		close(fd);
 		return true;
 	}
-	for (i = 0; i < peer_count && peers[i].fd >= 0; i++) {
+	for (i = 1; i < peer_count && peers[i].fd >= 0; i++) { /* the starter's place is nobody else's: he is spoken to */
 	}
 	if (i == MAX_PEERS) { /* only at the end: a full table does not poll the listener */
 		close(fd);
@@ -253,14 +254,22 @@ static bool accept_peer(void)
 	return true;
 }
 
-/* Who asked before the name of our socket went gets its answer, though it may not have been accepted yet. */
+/*
+ * Who asked before the name of our socket went gets its answer, though it may not have been accepted yet. Who has come so
+ * far and not asked yet is told the exit all the same: it is what he would hear. Nobody comes after that: the listener
+ * refuses from now on, and its backlog is taken empty.
+ */
 static void answer_the_last(void)
 {
+	shutdown(listener, SHUT_RDWR);
 	while (accept_peer()) {
 	}
 	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0)
 			request(i);
+	for (int i = 0; i < peer_count && init.record[0]; i++)
+		if (peers[i].fd != STARTER_FD)
+			say(i, init.record);
 }
 
 /* ---- set-up ---------------------------------------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@ struct init init;
 struct runtime runtime = {.peer = -1};
 int oom_fd = -1, oom_control = -1, record_fd = -1;
 bool oom_is_v2;
-static bool removing;
+static bool removing, undone;
 
 /* ---- the exit -------------------------------------------------------------------------------------------------------- */
 
@@ -68,6 +68,7 @@ static void init_ended(int status)
 	write_record(code, &now);
 	snprintf(init.record, sizeof init.record, "exit %d %d %lld %ld", code, init.oom, (long long)now.tv_sec, now.tv_nsec);
 	announce(init.record);
+	ending = ending || undone;
 	close_fd(&oom_fd);
 	close_fd(&oom_control);
 	/* A watcher has its answer and is let go, so that those who still wait in the backlog find a place. */
@@ -300,7 +301,8 @@ static void runtime_ended(int status)
 		start_ended(code);
 	} else if (op == UNDO) {
 		say(peer, "ok"); /* whatever its code: by force, nothing is left that it could have said */
-		ending = true;
+		undone = true;
+		ending = init.pid == 0 || init.state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {
 		say_failed(peer, code);
 	} else {

@@ -224,8 +224,9 @@ class LocalEngine:
         where = self._directory(id)
         with self._lock:
             starter = self._shims.get(id)
-            told = starter is not None and starter.socket in self._told
-            if (starter is not None and not told) or id in self._watches:
+            before = starter.socket if starter is not None else self._watches.get(id)
+            told = before in self._told
+            if before is not None and not told:
                 return
         peer = None if told else self._ask_to_watch(where)
         if peer is None:  # to whoever asks only now it was not told

@@ -136,6 +136,8 @@ def check(reply: str, directory: str, text: str) -> None:
     word, _, rest = reply.partition(" ")
     if not reply:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}")
+    if word == "exit":  # the last word of a shim that is ending, to whoever has come by then
+        raise NotFoundError(f"the container in {directory!r} has ended: it could not {text}")
     if word == "error":
         raise from_errno(int(rest), f"{text} on the container in {directory!r}")
     if word == "failed":
