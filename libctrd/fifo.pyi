@@ -44,6 +44,7 @@ class Fifo:
         traceback: TracebackType | None,
     ) -> None: ...
 
+def growing_is_free() -> bool: ...
 def open_fifo(
     path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     flags: int,

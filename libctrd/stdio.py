@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 from libctrd import reactor, relay
 from libctrd._checks import fd_of
 from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
-from libctrd.fifo import Fifo, open_fifo
+from libctrd.fifo import Fifo, growing_is_free, open_fifo
 
 log = logging.getLogger("libctrd")
 
@@ -26,6 +26,8 @@ STDERR_WITH_TERMINAL = sys.platform.startswith("sunos")
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""
 
 DISCARD_SECONDS = 3.0
+GROWN = 1 << 20
+"""Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
 
 
 class Choice(enum.Enum):
@@ -287,6 +289,10 @@ class Streams:
         if isinstance(self.pipe.stdin, Fifo):
             self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
+        if growing_is_free():  # what the caller reads himself; the relay grows what it moves
+            for fifo, choice in zip((self.pipe.stdout, self.pipe.stderr), self.chosen[1:], strict=True):
+                if choice is PIPE and isinstance(fifo, Fifo):
+                    fifo.grow(GROWN)
 
     def _drop_unwanted(self, directory: str, process: str) -> None:
         """What is for nobody is closed; a fifo that the container does not get is removed."""

