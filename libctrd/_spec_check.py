@@ -21,6 +21,10 @@ from libctrd._spec_json import fault, is_clean, json_faults, kind, member, summa
 from libctrd._spec_schema import Document
 from libctrd.errors import InvalidArgumentError
 
+# msgspec looks a type over when it is first used, and crashes when two threads are first at the same time. An import is
+# one thread's alone; so it is done here, and likewise wherever a decoder of ours stands beside its type.
+msgspec.json.Decoder(Document)
+
 Walk: TypeAlias = Callable[[str, Any, list[str]], None]
 
 

@@ -226,9 +226,8 @@ static void request(int i)
 		peers[i].want = END;
 	} else if (strcmp(text, "undo") == 0) {
 		if (init.state == STARTING && runtime.op == START)
-			kill(runtime.pid, SIGKILL); /* start_ended() undoes it */
-		else
-			peers[i].want = UNDO;
+			kill(runtime.pid, SIGKILL); /* start_ended() undoes it, unless it has just ended well */
+		peers[i].want = UNDO;
 	} else {
 		say_errno(i, EINVAL);
 	}
@@ -416,7 +415,7 @@ static void turn(void)
 
 	poll_count = 0;
 	for (int i = 0; i < peer_count; i++) {
-		busy += peers[i].fd >= 0;
+		busy += i == 0 || peers[i].fd >= 0;
 		at_peer[i] = want(peers[i].fd, peers[i].want == NOTHING ? POLLIN : 0);
 	}
 	int at_signals = want(signals, POLLIN);
@@ -470,6 +469,8 @@ int main(int argc, char **argv)
 {
 	parse(argc, argv);
 	set_up();
+	if (!opt.undo)
+		flock(STATE_FD, LOCK_UN); /* whoever waits to remove it finds our socket */
 	spawn_runtime(opt.undo ? UNDO : START, 0);
 	while (!ending)
 		turn();

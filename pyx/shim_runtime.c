@@ -301,6 +301,9 @@ static void runtime_ended(int status)
 		start_ended(code);
 	} else if (op == UNDO) {
 		say(peer, "ok"); /* whatever its code: by force, nothing is left that it could have said */
+		for (int i = 0; i < peer_count; i++)
+			if (peers[i].want == UNDO)
+				say(i, "ok"); /* asked for during the start, which was undone for that */
 		undone = true;
 		ending = init.pid == 0 || init.state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,20 @@ def python(script: str, *arguments: str, **how: Any) -> subprocess.Popen[str]:
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
         **{"cwd": ROOT, "stdout": subprocess.PIPE, "text": True, **how},
     )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The next line that *process* says."""
+    assert process.stdout is not None
+    return process.stdout.readline().removesuffix("\n")
+
+
+def killed(process: subprocess.Popen[str]) -> None:
+    """Ends a client the hard way: it gets no chance to tidy up."""
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(WAIT) == -signal.SIGKILL
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def output_of(script: str, *arguments: str, **how: Any) -> str:

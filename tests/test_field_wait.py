@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from conftest import leftovers
-from field_kit import ROOT, WAIT, Make, nothing_in, output_of, python, side_by_side, until
+from field_kit import WAIT, Make, killed, nothing_in, output_of, python, said, side_by_side, until
 
 import libctrd
 from libctrd import DETACHED, NULL
@@ -40,17 +40,8 @@ STARTER = """
 
 def begun(process: subprocess.Popen[str], word: str) -> subprocess.Popen[str]:
     """*process*, once it has said *word*."""
-    assert process.stdout is not None
-    assert process.stdout.readline() == word + "\n"
+    assert said(process) == word
     return process
-
-
-def killed(process: subprocess.Popen[str]) -> None:
-    """Ends a client the hard way: it gets no chance to tidy up."""
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(WAIT) == -signal.SIGKILL
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 # ---- who waits -------------------------------------------------------------------------------------------------------
@@ -94,7 +85,7 @@ def test_a_wait_that_runs_out_of_time_can_be_asked_again(client: Client, spec: M
     with libctrd.connect(client.address) as other:
         for waiter in (container, other.get("web"), other.get("web")):
             for _ in range(3):
-                with pytest.raises(libctrd.DeadlineError, match="'web' did not end within 0.01 s"):
+                with pytest.raises(libctrd.DeadlineError, match=r"'web' did not end within 0\.01 s"):
                     waiter.wait(0.01)
         assert container.stdin is not None
         container.stdin.close()
@@ -200,7 +191,9 @@ def test_after_kill_9_of_its_client_a_new_process_waits_and_gets_the_code(
     with open(f"/proc/{container.pid}/root/dev/shm/go", "wb"):
         pass
     assert output_of(WAITER, client.address, "web") == "here\n46 True\n"
-    assert output_of(WAITER, client.address, "web") == "here\n46 True\n", "and again: the record stays until it is removed"
+    assert output_of(WAITER, client.address, "web") == "here\n46 True\n", (
+        "and again: the record stays until it is removed"
+    )
     container.clean()
     assert nothing_in(state_dir)
 
@@ -248,11 +241,12 @@ def test_a_name_can_be_reused_at_once(client: Client, spec: Make, state_dir: str
 def test_a_name_can_be_reused_at_once_by_another_process(state_dir: str, rootfs: str) -> None:
     script = """
         import os, sys, libctrd
-        done = libctrd.run(["/bin/sh", "-c", "exit 48"], rootfs=sys.argv[1], id="x", stdout=libctrd.NULL, stderr=libctrd.NULL)
+        quiet = {"stdout": libctrd.NULL, "stderr": libctrd.NULL}
+        done = libctrd.run(["/bin/sh", "-c", "exit 48"], rootfs=sys.argv[1], id="x", **quiet)
         os._exit(done.exit_code)  # at once: whatever is not clean by now will not be
     """
     for _ in range(6):
-        process = python(script, rootfs, env={**os.environ, "CTRD_ADDRESS": f"local:{state_dir}"}, cwd=ROOT)
+        process = python(script, rootfs, env={**os.environ, "CTRD_ADDRESS": f"local:{state_dir}"})
         assert process.wait(WAIT) == 48
         process.stdout.close()
         assert nothing_in(state_dir)

@@ -37,6 +37,9 @@ log = logging.getLogger("libctrd")
 RECORD = "state.json"
 
 
+_record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
+
+
 class LocalEngine:
     """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
 
@@ -86,7 +89,7 @@ class LocalEngine:
         path = os.path.join(self._directory(id), RECORD)
         try:
             with open(path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Record)
+                return _record_decoder.decode(file.read())
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"
@@ -176,8 +179,6 @@ class LocalEngine:
         """See `Engine.create`."""
         record = request.record
         where = self._directory(record.id)
-        if shim.was_started(where):
-            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
         flags = "".join(
             letter
             for letter, wanted in {
@@ -195,7 +196,15 @@ class LocalEngine:
         arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
         if request.unattended == "log":
             arguments += ["--log", request.log]
-        starter = shim.Shim(where, arguments + self._arguments(record, flags))
+        arguments += self._arguments(record, flags)
+        # Under the lock of the directory, so that of two who start it one is first, and nobody removes it half started.
+        lock = directory.lock(where, wait=True)
+        try:
+            if shim.was_started(where):
+                raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
+            starter = shim.Shim(where, arguments, lock)
+        finally:
+            os.close(lock)  # the shim has it now
         pid = starter.started()
         with self._lock:
             self._shims[record.id] = starter

@@ -31,6 +31,9 @@ class Runtime(Struct, frozen=True):
     why_not: str = ""
 
 
+_decoder = msgspec.json.Decoder(dict[str, Runtime])  # see `libctrd._spec_check`
+
+
 def locate(name: str) -> str:
     """The absolute path of the runtime *name* (a path, or a name to be looked for).
 
@@ -112,7 +115,7 @@ def _remembered() -> dict[str, Runtime]:
         with open(_memory(), "rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return {}
-            return msgspec.json.decode(file.read(), type=dict[str, Runtime])
+            return _decoder.decode(file.read())
     except (OSError, msgspec.MsgspecError):
         return {}  # nothing is known yet; what is damaged is found out again
 

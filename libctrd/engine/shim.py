@@ -51,11 +51,14 @@ class _ExitRecord(msgspec.Struct):
     nanoseconds: int
 
 
+_exit_decoder = msgspec.json.Decoder(_ExitRecord)  # see `libctrd._spec_check`
+
+
 def read_exit(directory: str) -> ExitStatus | None:
     """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
     try:
         with open(os.path.join(directory, EXIT_RECORD), "rb") as file:
-            record = msgspec.json.decode(file.read(), type=_ExitRecord)
+            record = _exit_decoder.decode(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -160,12 +163,15 @@ class _LogLine(msgspec.Struct):
     level: str = ""
 
 
+_log_decoder = msgspec.json.Decoder(_LogLine)
+
+
 def _messages(raw: str) -> str:
     """The errors among the JSON lines of a runtime's log, in order; a line that is none is taken as it is."""
     found = []
     for line in raw.splitlines():
         try:
-            entry = msgspec.json.decode(line, type=_LogLine)
+            entry = _log_decoder.decode(line)
         except msgspec.MsgspecError:
             entry = _LogLine(line.strip(), "error")
         if entry.msg and entry.level not in ("debug", "info", "warning"):
@@ -200,8 +206,12 @@ _left: list[int] = []
 class Shim:
     """A shim that this process has started: its pid, and the socket on which it reports."""
 
-    def __init__(self, directory: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
-        """Starts one. *arguments* are its command line. It is not waited for; see `started`."""
+    def __init__(self, directory: str, arguments: list[str], locked: int | None = None) -> None:
+        """Starts one. *arguments* are its command line. It is not waited for; see `started`.
+
+        *locked* is a descriptor of *directory* with its lock (`directory.lock`), which is handed over with it: the shim
+        lets go of that once it serves its socket, though its starter may have been killed by then.
+        """
         _left[:] = [pid for pid in _left if not _reaped(pid)]
         self.directory = directory
         self.gone = threading.Event()
@@ -211,16 +221,18 @@ class Shim:
             raise from_os_error(error, f"make the socket to the shim of {directory!r} (socketpair)") from error
         try:
             with its:
-                handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                handle = os.open(directory, flags) if locked is None else locked
                 try:
                     self.pid = proc.spawn(
                         [PROGRAM, *arguments],
                         fds={3: its.fileno(), 4: handle},
-                        env=environment_for_runtime() if environment is None else environment,
+                        env=environment_for_runtime(),
                         new_session=True,
                     )
                 finally:
-                    os.close(handle)
+                    if locked is None:
+                        os.close(handle)
         except OSError as error:
             ours.close()
             raise from_os_error(error, f"open the state directory {directory!r}") from error
