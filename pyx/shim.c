@@ -136,8 +136,10 @@ static void kill_init(int i, const char *number)
 		say_errno(i, ESRCH);
 	else if (kill(init.pid, atoi(number)) < 0)
 		say_errno(i, errno);
-	else
+	else {
+		init.doomed = init.doomed || atoi(number) == SIGKILL;
 		say(i, "ok");
+	}
 }
 
 static void resize(int i, const char *numbers)
@@ -174,6 +176,8 @@ static void run_wanted(void)
 			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
 		else if (op == END)
 			ending = true, say(i, "ok");
+		else if (op == PAUSE && init.doomed)
+			say_errno(i, ESRCH); /* frozen by cgroup v1, it would take no SIGKILL, and whoever sent it would wait */
 		else
 			spawn_runtime(op, i);
 	}

@@ -57,7 +57,7 @@ extern struct options opt;
 struct init {
 	pid_t pid;
 	enum state state;
-	bool oom;
+	bool oom, doomed; /* doomed: it was sent SIGKILL, so nobody may freeze it any more */
 	char record[RECORD]; /* the exit as it is announced: "exit CODE OOM SECONDS NANOSECONDS" */
 };
 extern struct init init;

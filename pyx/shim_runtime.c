@@ -318,6 +318,8 @@ static void runtime_ended(int status)
 		if (ending && removing)
 			remove_files();
 		say(peer, "ok");
+		if (op == PAUSE && init.doomed && init.state == PAUSED)
+			spawn_runtime(RESUME, -1); /* SIGKILL was sent while it was being frozen */
 	}
 }
 

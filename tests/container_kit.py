@@ -107,5 +107,16 @@ def descriptors() -> list[str]:
 
 def as_before(before: list[str]) -> None:
     """Fails when more descriptors are open than *before*, or a child has ended and is not reaped."""
-    until(lambda: not Counter(descriptors()) - Counter(before), f"none of {Counter(descriptors()) - Counter(before)}")
+    gc.collect()
+    more: Counter[str] = Counter()
+
+    def none() -> bool:
+        more.clear()
+        more.update(Counter(open_files()) - Counter(before))
+        return not more
+
+    try:
+        until(none)
+    except AssertionError:
+        raise AssertionError(f"still open: {dict(more)}") from None
     until(lambda: not zombies(), "no zombie")

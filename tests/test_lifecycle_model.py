@@ -170,7 +170,7 @@ class Lifecycle(RuleBasedStateMachine):
             except AlreadyExistsError:
                 return
             assert box.ending
-            assert not box.detached, "its record stays until it is cleaned"
+            assert not box.detached or box.orphan, "a record stays until it is cleaned; a killed shim leaves none"
             box.check_exit(box.container.wait(WAIT))
             self.ended(id)
             self.boxes[id] = Box(container, by, program)
@@ -253,6 +253,7 @@ class Lifecycle(RuleBasedStateMachine):
         with self.may_end_meanwhile(box):
             self.seen_by(by, id).signal(name)
         if name == "KILL":
+            box.paused = box.paused and not box.orphan  # without a shim nobody could thaw it for its end any more
             if box.paused:  # all that was sent comes at once when it is thawed, and SIGKILL counts
                 box.codes = {KILLED}
             else:

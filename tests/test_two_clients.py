@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,7 +16,8 @@ from fifo_kit import Background, until
 import libctrd
 from libctrd import DETACHED, NULL, PIPE
 from libctrd.client import Client
-from libctrd.errors import InvalidArgumentError, NotFoundError
+from libctrd.container import Container
+from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import Event, StateInfo
 
 Make = Callable[..., dict[str, Any]]
@@ -46,7 +48,7 @@ def test_cleaning_what_has_gone_leaves_the_next_of_its_id_alone(
     close_output(new)
 
 
-def close_output(container: libctrd.container.Container) -> None:
+def close_output(container: Container) -> None:
     for stream in (container.stdout, container.stderr):
         assert stream is not None
         stream.close()
@@ -57,7 +59,7 @@ def test_every_object_of_one_container_learns_of_its_end(client: Client, other: 
     container.start(PIPE)
     waits = [Background(other.get("web").wait, WAIT)]
     first = other.get("web")
-    second = libctrd.container.Container(other, first._record)
+    second = Container(other, first._record)
     waits += [Background(first.wait, WAIT), Background(second.wait, WAIT)]
     until(lambda: other._known("web") is not None, "a watch")
     assert container.stdin is not None
@@ -144,6 +146,24 @@ def test_a_container_without_its_shim_can_be_signalled_and_cleaned_by_force(
     close_output(container)
     with pytest.raises(NotFoundError):
         container.signal("KILL")
+
+
+def test_a_container_is_cleaned_by_force_though_another_freezes_it_meanwhile(
+    client: Client, other: Client, spec: Make
+) -> None:  # C2
+    """What cgroup v1 has frozen takes no SIGKILL: a pause after it, or one under way, may not make it wait for ever."""
+
+    def freeze(container: Container) -> None:
+        with contextlib.suppress(NotFoundError, RuntimeFailedError):  # it has ended, or was about to
+            container.pause(WAIT)
+
+    for _ in range(10):
+        container = client.create("web", spec("sleep 1000"))
+        container.start(NULL)
+        freezing = Background(freeze, other.get("web"))
+        container.clean(force=True)
+        freezing.result()
+        assert container.wait(WAIT).code == 137
 
 
 def test_a_wait_that_comes_too_late_is_refused_and_never_hangs(
