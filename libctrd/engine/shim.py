@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 
 from libctrd import proc
+from libctrd._checks import one_line
 from libctrd.errors import (
     CtrdError,
     DeadlineError,
@@ -154,7 +155,7 @@ def runtime_failed(rest: str, tried: str, more: str = "") -> RuntimeFailedError:
     """The error for "CODE LOG" as the shim reports it; *more* is what the runtime wrote elsewhere."""
     code, _, raw = rest.partition(" ")
     said = "; ".join(filter(None, [_messages(raw), more.strip()]))
-    why = said or f"it ended with exit code {code} and said nothing"
+    why = one_line(said) or f"it ended with exit code {code} and said nothing"
     return RuntimeFailedError(f"the OCI runtime could not {tried}: {why}", output=said, exit_code=int(code))
 
 
