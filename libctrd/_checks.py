@@ -52,6 +52,13 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+def one_line(text: str) -> str:
+    """What another program has said, for an error: its beginning and its end, in one line that no terminal obeys."""
+    words = "; ".join(filter(None, map(str.strip, text.splitlines())))
+    words = "".join(char if char.isprintable() else "?" for char in words)
+    return words if len(words) <= 600 else f"{words[:300]} … {words[-297:]}"
+
+
 def system() -> str:
     """The name and release of the system, for an error that says what it cannot do (C27)."""
     name = os.uname()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from libctrd import directory, proc
 from libctrd import spec as specs
-from libctrd._checks import seconds_of, short
+from libctrd._checks import one_line, seconds_of, short
 from libctrd.engine.base import CreateRequest, Record, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
@@ -270,8 +270,8 @@ class Container:
             else:
                 client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
-                words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
-                raise RuntimeFailedError(f"{error}: {words}", output=said, exit_code=error.exit_code) from error
+                told = f"{error}: {one_line(said)}"
+                raise RuntimeFailedError(told, output=said, exit_code=error.exit_code) from error
             raise
         self._owned = not init.streams.left_to_others
         self._told_of = True

@@ -206,7 +206,7 @@ static pid_t read_pid(void)
 		return 0;
 	text[n] = 0;
 	pid = strtol(text, NULL, 10);
-	return pid > 1 && pid != getpid() ? (pid_t)pid : 0;
+	return pid > 1 && pid <= INT_MAX && pid != getpid() ? (pid_t)pid : 0; /* cut to an int it could be -1: everybody */
 }
 
 /*
@@ -305,7 +305,7 @@ static void runtime_ended(int status)
 			if (peers[i].want == UNDO)
 				say(i, "ok"); /* asked for during the start, which was undone for that */
 		undone = true;
-		ending = init.pid == 0 || init.state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
+		ending = init.pid <= 0 || init.state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {
 		say_failed(peer, code);
 	} else {

@@ -71,6 +71,9 @@ def version(path: str) -> str:
     reader, writer = os.pipe()
     try:
         pid = proc.spawn([path, "--version"], fds={1: writer}, env=shim.environment_for_runtime())
+    except BaseException:
+        os.close(reader)
+        raise
     finally:
         os.close(writer)
     try:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 import msgspec
 
 from libctrd import proc
+from libctrd._checks import one_line
 from libctrd.errors import (
     CtrdError,
     DeadlineError,
@@ -154,7 +155,7 @@ def runtime_failed(rest: str, tried: str, more: str = "") -> RuntimeFailedError:
     """The error for "CODE LOG" as the shim reports it; *more* is what the runtime wrote elsewhere."""
     code, _, raw = rest.partition(" ")
     said = "; ".join(filter(None, [_messages(raw), more.strip()]))
-    why = said or f"it ended with exit code {code} and said nothing"
+    why = one_line(said) or f"it ended with exit code {code} and said nothing"
     return RuntimeFailedError(f"the OCI runtime could not {tried}: {why}", output=said, exit_code=int(code))
 
 
@@ -209,8 +210,8 @@ class Shim:
     def __init__(self, directory: str, arguments: list[str], locked: int | None = None) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`.
 
-        *locked* is a descriptor of *directory* with its lock (`directory.lock`), which is handed over with it: the shim
-        lets go of that once it serves its socket, though its starter may have been killed by then.
+        *locked* is a descriptor of *directory* with its lock (`directory.lock`). The shim gets a copy and the lock with
+        it: it lets go of that once it serves its socket, though its starter may have been killed by then.
         """
         _left[:] = [pid for pid in _left if not _reaped(pid)]
         self.directory = directory
