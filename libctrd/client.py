@@ -304,15 +304,22 @@ class Client:
         return getattr(self._telling, "id", None) == id
 
     def _on_event(self, event: Event) -> None:
-        """Called by the engine, by a thread that must not wait: hands the event to the lane of its container."""
-        self._lanes.submit(("event", event.id), lambda: self._handle(event))
+        """Called by the engine, by a thread that must not wait: hands the event to the lane of its container.
 
-    def _handle(self, event: Event) -> None:
+        Whose event it is is settled here: a container keeps its id until the engine has told all there is of it, but
+        by the time the event is handled the id may be another's.
+        """
+        container = self._known(event.id)
+        if container is None:
+            log.debug("event %s of container %s, which is not known here", event.type, event.id)
+        else:
+            self._lanes.submit(("event", event.id), lambda: self._handle(container, event))
+
+    def _handle(self, container: Container, event: Event) -> None:
         """What an event does, under the container's lock (C10)."""
         with self._locked(event.id):
-            container = self._known(event.id)
-            if container is None:
-                log.debug("event %s of container %s, which is not known here", event.type, event.id)
+            if container._finished.is_set():
+                log.debug("event %s of container %s, whose end was told", event.type, event.id)
             elif event.type == "exit" and event.process != INIT:
                 container.clean_process(event.process)
                 code = event.status.code if event.status else None

@@ -170,6 +170,12 @@ class Container:
         pumps = init.streams.delivering if init is not None else {}
         return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
 
+    def _give_up_output(self) -> None:
+        """Its end no longer waits for a sink that does not take its output (`INHERIT`, a descriptor)."""
+        init = self._processes.get(INIT)
+        if init is not None:
+            init.streams.give_up()
+
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""
         init = self._processes.get(INIT)
@@ -260,7 +266,7 @@ class Container:
                 raise
             init.failed()
             if self._created_here:
-                client._remove(self)
+                client._remove(self, force=True)
             else:
                 client._forget(self)
             if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
@@ -330,11 +336,12 @@ class Container:
         """Kills it for a time limit, in the background: whoever calls must not wait for the engine."""
 
         def kill() -> None:
-            try:
+            if self._finished.is_set():
+                return  # it was in time after all
+            late.set()
+            with contextlib.suppress(NotFoundError):  # it has ended, and only its output is not taken
                 self.signal(_SIGKILL)
-                late.set()
-            except NotFoundError:
-                pass  # it has ended in time after all
+            self._give_up_output()
 
         self._client._lanes.submit(("kill", self.id), kill)
 

@@ -121,6 +121,7 @@ def _run(
             container.stdin.close()
         status = container.wait()
     except BaseException:
+        container._give_up_output()
         container.clean(force=True)
         raise
     finally:

@@ -341,6 +341,11 @@ class Streams:
             self.pipe.stdin.drop()
         self.pipe.close()
 
+    def give_up(self) -> None:
+        """What goes to a descriptor of the caller's is not delivered any more: whoever reads there may never go on."""
+        for pump in self.delivering.values():
+            pump.cancel()
+
     def exited(self) -> None:
         """The process has ended: nothing is written to it any more, and a read of nothing is the end of its output."""
         if isinstance(self.pipe.stdin, Stdin):

@@ -411,7 +411,7 @@ static void turn(void)
 
 	poll_count = 0;
 	for (int i = 0; i < peer_count; i++) {
-		busy += peers[i].fd >= 0;
+		busy += i == 0 || peers[i].fd >= 0;
 		at_peer[i] = want(peers[i].fd, peers[i].want == NOTHING ? POLLIN : 0);
 	}
 	int at_signals = want(signals, POLLIN);

@@ -372,7 +372,8 @@ class Waiters(RuleBasedStateMachine):
             caller.result()
             (reports,) = [reports for who, reports in self.woken[change] if who == number]
             assert reports > told + place, "woken after its report"
-        until(lambda: self.chronicle.types("web").count(change) == told + times, "every report")
+        assert self.client._lanes.drain(WAIT)
+        assert self.chronicle.types("web").count(change) == told + times
         assert len(self.container._waiting[change]) == len(self.queues[change])
 
     def teardown(self) -> None:

@@ -410,6 +410,16 @@ def test_run_kills_and_cleans_after_its_timeout(client: Client, rootfs: str, sta
     assert os.listdir(state_dir) == []
 
 
+def test_run_ends_after_its_timeout_though_nobody_takes_the_output(client: Client, rootfs: str, state_dir: str) -> None:
+    reader, writer = os.pipe()
+    for script in ("yes", "yes | head -c 300000"):  # it runs on; it has ended, and its output is stuck
+        with pytest.raises(libctrd.DeadlineError, match="killed"):
+            libctrd.run(["sh", "-c", script], rootfs=rootfs, timeout=0.3, stdout=writer, client=client)
+    os.close(reader)
+    os.close(writer)
+    assert os.listdir(state_dir) == []
+
+
 def test_input_that_is_not_read_to_its_end_does_no_harm(client: Client, rootfs: str) -> None:
     done = libctrd.run(
         ["head", "-c", "5"], rootfs=rootfs, input=b"hello" + b"x" * (4 << 20), capture_output=True, client=client

@@ -105,7 +105,10 @@ def _undone(container: Container, new: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new or container._processes:
+        init = container._processes.get(INIT)
+        if init is not None:
+            init.streams.close()  # output that is stuck, for want of a reader, would hold up the clean-up
+        if new or init is not None:
             container.clean(force=True)
         raise
 

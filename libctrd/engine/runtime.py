@@ -55,10 +55,11 @@ def find(name: str | None) -> Runtime:
     reasons = []
     for candidate in PREFERRED:
         try:
-            runtime = _tried(locate(candidate))
+            path = locate(candidate)
         except NotFoundError:
             reasons.append(f"{candidate} is not installed")
             continue
+        runtime = _tried(path)
         if runtime.works:
             return runtime
         reasons.append(f"{runtime.path}: {runtime.why_not}")

@@ -210,8 +210,8 @@ class Shim:
     def __init__(self, directory: str, arguments: list[str], locked: int | None = None) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`.
 
-        *locked* is a descriptor of *directory* with its lock (`directory.lock`). The shim gets a copy and the lock with
-        it: it lets go of that once it serves its socket, though its starter may have been killed by then.
+        *locked* is a descriptor of *directory* with its lock (`directory.lock`), which is handed over with it: the shim
+        lets go of that once it serves its socket, though its starter may have been killed by then.
         """
         _left[:] = [pid for pid in _left if not _reaped(pid)]
         self.directory = directory
