@@ -209,6 +209,34 @@ static pid_t read_pid(void)
 	return pid > 1 && pid <= INT_MAX && pid != getpid() ? (pid_t)pid : 0; /* cut to an int it could be -1: everybody */
 }
 
+static pid_t parent_of(pid_t pid)
+{
+	char text[256], *at;
+	int fd;
+	ssize_t n;
+
+	snprintf(text, sizeof text, "/proc/%d/stat", (int)pid);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	close_fd(&fd);
+	text[n > 0 ? n : 0] = 0;
+	at = strrchr(text, ')'); /* the name before it may hold anything */
+	return at && strlen(at) > 4 ? (pid_t)strtol(at + 4, NULL, 10) : 0;
+}
+
+/*
+ * Is that process our child, or a child's child? A runtime may name a stranger in its pid file, which is neither to be
+ * waited for nor to be killed. A helper that ends during the walk hands its child over to us: so there is a second one.
+ */
+static bool is_ours(pid_t pid)
+{
+	for (int walk = 0; walk < 2; walk++)
+		for (pid_t at = parent_of(pid); at > 1; at = parent_of(at))
+			if (at == getpid())
+				return true;
+	return false;
+}
+
 /*
  * cgroup v1 tells of an OOM through an eventfd that is registered by writing its number; v2 by an exceptional
  * condition (POLLPRI) on memory.events. A container without a memory cgroup of its own has no OOM to tell.
@@ -240,15 +268,16 @@ static void start_ended(int code)
 
 	for (int i = 0; i < 3; i++) /* the container has its own copies; with ours there would be no end of file */
 		close_fd(&child_end[i]);
-	if (code == 0 && (init.pid = read_pid()) > 0) {
+	if (code == 0 && (init.pid = read_pid()) > 0 && is_ours(init.pid)) {
 		init.state = RUNNING;
 		watch_oom();
 		snprintf(text, sizeof text, "started %d", (int)init.pid);
 		say(0, text);
 		return;
 	}
+	init.pid = 0;
 	if (code == 0) {
-		leave_in_log("it ended well but left no pid file: it is no OCI runtime");
+		leave_in_log("it ended well but left no pid file that names a child of its own: it is no OCI runtime");
 		code = 255;
 	}
 	say_failed(0, code);

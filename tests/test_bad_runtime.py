@@ -210,3 +210,24 @@ def test_a_start_that_fails_is_told_to_each_of_many_threads(
         thread.join(WAIT)
     assert told == [9] * 16
     assert nothing_in(state_dir)
+
+
+def test_a_runtime_that_names_a_stranger_as_init(
+    crun_client: Client,
+    spec: Make,
+    state_dir: str,
+    program,
+    believed: None,  # type: ignore[no-untyped-def]
+) -> None:
+    """Its pid file names a process that is not its child: neither is it waited for, for ever, nor may it be harmed."""
+    stranger = os.posix_spawn("/bin/sleep", ["sleep", "1000"], {})
+    try:
+        name = program(
+            'while [ $# -gt 1 ]; do [ "$1" = --pid-file ] && echo ' + str(stranger) + ' > "$2"; shift; done; exit 0'
+        )
+        with refused(CtrdError, "web", state=state_dir):
+            crun_client.create("web", spec("true"), runtime=name).start()
+        assert os.waitpid(stranger, os.WNOHANG) == (0, 0), "it lives"
+    finally:
+        os.kill(stranger, signal.SIGKILL)
+        os.waitpid(stranger, 0)
