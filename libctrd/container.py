@@ -419,7 +419,9 @@ class Container:
                     raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
                 with contextlib.suppress(NotFoundError):  # it has ended since we looked
                     client._engine.signal(self.id, INIT, _SIGKILL)
-                    if status == "paused":  # frozen by cgroup v1, it takes no SIGKILL until it is thawed
+                    # Frozen by cgroup v1, it takes no SIGKILL until it is thawed. Another client may have frozen it
+                    # since we looked; from the SIGKILL on nobody can.
+                    if self.status == "paused":
                         client._engine.resume(self.id)
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already

@@ -347,9 +347,9 @@ static void runtime_ended(int status)
 		if (ending && removing)
 			remove_files();
 		say(peer, "ok");
-		if (op == PAUSE && init.doomed && init.state == PAUSED)
-			spawn_runtime(RESUME, -1); /* SIGKILL was sent while it was being frozen */
 	}
+	if (op == PAUSE && init.doomed && init.state != STOPPED)
+		spawn_runtime(RESUME, -1); /* SIGKILL was sent while it was being frozen, whatever came of that */
 }
 
 static bool reap_one(pid_t pid, int *status)
