@@ -108,7 +108,7 @@ class Reactor:
                     continue
                 with self._lock:
                     callback = self._callbacks.get(fd)
-                if callback is not None:
+                if callback is not None and _is_ready(fd, mask):
                     self._guard(lambda callback=callback, mask=mask: callback(mask))  # type: ignore[misc]
             for timer in self._due():
                 self._guard(timer.fire)
@@ -133,6 +133,14 @@ class Reactor:
             call()
         except BaseException:
             log.exception("an event could not be handled")
+
+
+def _is_ready(fd: int, mask: int) -> bool:
+    """Is it so still? The number may be another descriptor's by now: epoll tells several at once, and one of those that
+    were called before may have closed this one and opened another."""
+    look = select.poll()
+    look.register(fd, mask)
+    return any(not seen & select.POLLNVAL for _, seen in look.poll(0))
 
 
 _shared: Reactor | None = None

@@ -272,8 +272,7 @@ class Lifecycle(RuleBasedStateMachine):
             getattr(self.seen_by(by, id), change)(WAIT)
         except NotFoundError:
             assert doomed
-            assert not was or not pausing
-            box.paused = False
+            box.paused = was and pausing  # what is doomed is not frozen anew; if it was frozen it stays so
         except RuntimeFailedError:
             assert box.paused == pausing or doomed, "a runtime may refuse what is so already, or what has ended"
         else:

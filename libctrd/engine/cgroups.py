@@ -49,9 +49,10 @@ def holds(path: str, pid: int) -> bool:
     """Is *pid* in the cgroup *path*? A stranger that has got the pid of an ended process is not; "" holds every one."""
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            return path in file.read()
+            groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
     except OSError:
         return False
+    return not path or any(group == path or group.startswith(path + "/") for group in groups)
 
 
 def thaw(pid: int) -> None:
