@@ -18,7 +18,7 @@ log = logging.getLogger("libctrd")
 PREFERRED = ("crun", "runc")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MISSING = "/no-such-program"
-_FORMAT = 2  # of what is remembered: counts up when a field is added, so that it is found out
+_FORMAT = 2  # of the file of what is remembered: other versions of libctrd that run here have files of their own
 
 
 class Runtime(Struct, frozen=True):
@@ -93,7 +93,7 @@ def version(path: str) -> str:
 def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
-    key = f"{_FORMAT}:{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
+    key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
     with _lock:
         if key not in _known:
             known = _remembered()
@@ -110,7 +110,7 @@ _lock = threading.Lock()  # held while a runtime is tried: whoever else wants to
 
 def _memory() -> str:
     directory = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(directory, "ctrd.runtimes.json") if directory else ""
+    return os.path.join(directory, f"ctrd.runtimes.{_FORMAT}.json") if directory else ""
 
 
 def _remembered() -> dict[str, Runtime]:
