@@ -177,6 +177,25 @@ def test_a_shim_that_is_killed_costs_the_exit_code_and_nothing_else(
     assert os.listdir(state_dir) == []
 
 
+def test_an_orphan_that_nobody_has_reaped_is_not_taken_for_running(client: Client, spec: Make) -> None:
+    proc.set_child_subreaper(True)  # it becomes ours when its shim is killed, and stays a zombie until we reap it
+    try:
+        container = client.create("web", spec("sleep 1000"))
+        container.start(libctrd.DETACHED)
+        init = container.pid
+        os.kill(shim_pid(container), signal.SIGKILL)
+        gone = client._engine._shims.get("web")  # type: ignore[attr-defined]
+        assert gone is None or gone.gone.wait(WAIT)
+        os.kill(init, signal.SIGKILL)
+        os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
+        with libctrd.connect(client.address) as other:
+            assert other.get("web").status == "stopped"
+        os.waitpid(init, 0)
+        container.clean()
+    finally:
+        proc.set_child_subreaper(False)
+
+
 def test_leftovers_of_a_shim_that_was_killed_are_cleaned_by_the_next_create(
     client: Client, spec: Make, state_dir: str
 ) -> None:  # C19

@@ -123,7 +123,7 @@ class LocalEngine:
         if not shim.was_started(where):
             self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
-        if pid and cgroups.holds(record.cgroup, pid):
+        if pid and _lives(pid, record.cgroup):
             return Snapshot("running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
@@ -427,6 +427,14 @@ class LocalEngine:
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()
+
+
+def _lives(pid: int, cgroup: str) -> bool:
+    """Does the process *pid* of that cgroup still run? One that has ended and that nobody has reaped does not."""
+    try:
+        return proc.ProcessRef.of(pid).alive() and cgroups.holds(cgroup, pid)
+    except NotFoundError:
+        return False
 
 
 _KNOWN = ("crun version 1.", "runc version 1.")
