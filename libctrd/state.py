@@ -1,7 +1,6 @@
 """The records that libctrd hands out: how a container ended, what happened to one, what is known of one. Data only."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 from datetime import datetime
 from typing import Literal
 

@@ -1,7 +1,6 @@
 """Which OCI runtime to use here, found out once a boot: crun if it works, else runc, or the one that is named."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 import logging
 import os
 import threading

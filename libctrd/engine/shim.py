@@ -1,7 +1,6 @@
 """The client's side of the shim: to start one, to talk to one. The protocol is told at the top of ``pyx/shim.c``."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 import array
 import contextlib
 import errno
