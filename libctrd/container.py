@@ -226,7 +226,8 @@ class Container:
                 refusal = error
                 self._owned = True
                 init.streams.close()
-                client._engine.signal(self.id, INIT, _SIGKILL)
+                with contextlib.suppress(NotFoundError):  # it has ended by itself
+                    client._engine.signal(self.id, INIT, _SIGKILL)
         self._finished.wait()  # its exit goes the usual way, so that whoever heard of the start hears of the end
         raise refusal
 
