@@ -265,6 +265,20 @@ def test_a_spec_with_a_hook_is_deleted_by_the_runtime(
     assert (tmp_path / "hook").read_text() == "stopped\n"
 
 
+def test_cgroups_of_a_runtime_that_was_killed_half_way_go_too(client: Client, spec: Make, state_dir: str) -> None:
+    container = client.create("web", spec("true"))
+    path = container._record.cgroup
+    top = "/sys/fs/cgroup" if cgroups.unified() else "/sys/fs/cgroup/pids"
+    os.mkdir(top + path)
+    sleeper = os.posix_spawn("/bin/sleep", ["sleep", "1000"], {})
+    with open(f"{top}{path}/cgroup.procs", "w", encoding="ascii") as file:
+        file.write(str(sleeper))
+    container.clean(force=True)  # the runtime has never heard of it
+    assert not os.path.exists(top + path)
+    with pytest.raises(ChildProcessError):  # killed, and reaped by who waited for it
+        os.waitpid(sleeper, 0)
+
+
 def test_equal_ids_in_two_state_directories_do_not_meet(client: Client, spec: Make, state_dir: str) -> None:
     other_dir = state_dir + "-2"
     with libctrd.connect(f"local:{other_dir}", runtime=client.info().runtime) as other:

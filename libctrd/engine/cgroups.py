@@ -5,13 +5,19 @@ The two exceptions remove: an empty cgroup of an ended container, and the freeze
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import zlib
+
+from libctrd import proc
+from libctrd.errors import DeadlineError, NotFoundError
 
 log = logging.getLogger("libctrd")
 
 TOP = "/sys/fs/cgroup"
+KILL_SECONDS = 5.0
 
 
 def mark(root: str) -> str:
@@ -43,6 +49,30 @@ def remove(path: str) -> bool:
     except OSError:
         return False  # EBUSY: something of it is still there
     return True
+
+
+def clear(path: str) -> None:
+    """Kills whatever is left in the cgroup *path* and removes it: for one that is a single container's alone.
+
+    A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it.
+    """
+    for directory in directories(path):
+        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            for pid in [int(line) for line in file]:
+                _kill(pid)
+    if not remove(path):
+        log.warning("the cgroup %s is not empty and was left behind", path)
+
+
+def _kill(pid: int) -> None:
+    """Kills a process and waits until it has ended. One that has ended already is fine."""
+    with contextlib.suppress(NotFoundError, DeadlineError):
+        pidfd = proc.pidfd_open(pid)
+        try:
+            proc.pidfd_send_signal(pidfd, signal.SIGKILL)
+            proc.wait_pidfd(pidfd, KILL_SECONDS)
+        finally:
+            os.close(pidfd)
 
 
 def holds(path: str, pid: int) -> bool:

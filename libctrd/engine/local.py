@@ -139,7 +139,7 @@ class LocalEngine:
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
-            path = f"/ctrd-{cgroups.mark(self.root)}-{id}"
+            path = self._own_cgroup(id)
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
         chosen = runtimes.find(runtime or self._default_runtime)
         record = Record(
@@ -399,6 +399,15 @@ class LocalEngine:
             starter = self._shims.get(id)
         if starter is not None:
             starter.gone.wait()
+        if force:
+            with contextlib.suppress(NotFoundError):
+                cgroup = self.record(id).cgroup
+                if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
+                    cgroups.clear(cgroup)
+
+    def _own_cgroup(self, id: str) -> str:
+        """The cgroup that a container gets when its spec names none: it is that container's alone."""
+        return f"/ctrd-{cgroups.mark(self.root)}-{id}"
 
     def _delete_by_hand(self, id: str) -> bool:
         """Removes the cgroups of an ended container, all that a runtime leaves outside of our directory; its own two
