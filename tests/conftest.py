@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from client_kit import Recorder
 
 import libctrd
 from libctrd.client import Client
@@ -157,6 +158,14 @@ def client(state_dir: str, runtime: str) -> Iterator[Client]:
     """A client of the local engine with each runtime in turn."""
     with libctrd.connect(f"local:{state_dir}", runtime=runtime) as connected:
         yield connected
+
+
+@pytest.fixture
+def recorder(client: Client) -> Recorder:
+    """One that is told of every container of *client*."""
+    recorder = Recorder()
+    client.subscribe(recorder)
+    return recorder
 
 
 @pytest.fixture

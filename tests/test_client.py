@@ -29,13 +29,6 @@ WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def recorder(client: Client) -> Recorder:
-    recorder = Recorder()
-    client.subscribe(recorder)
-    return recorder
-
-
 # ---- connecting ------------------------------------------------------------------------------------------------------
 
 

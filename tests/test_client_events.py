@@ -25,13 +25,6 @@ WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def recorder(client: Client) -> Recorder:
-    recorder = Recorder()
-    client.subscribe(recorder)
-    return recorder
-
-
 # ---- events (C10, C11) -----------------------------------------------------------------------------------------------
 
 
