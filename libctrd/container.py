@@ -163,14 +163,13 @@ class Container:
         then on is dropped, and it is for the caller to ask, once `wait` has returned.
         """
         init = self._processes.get(INIT)
-        pumps = init.streams.delivering if init is not None else {}
-        return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
+        return init.undelivered() if init is not None else {}
 
     def _give_up_output(self) -> None:
         """Its end no longer waits for a sink that does not take its output (`INHERIT`, a descriptor)."""
         init = self._processes.get(INIT)
         if init is not None:
-            init.streams.give_up()
+            init.give_up_output()
 
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""

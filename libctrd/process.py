@@ -113,6 +113,17 @@ class Process:
             self._require_running()
             container._client._engine.resize(container.id, self.name, width, height)
 
+    def undelivered(self) -> dict[str, CtrdError]:
+        """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
+
+        A sink that fails stops no process: what it prints from then on is dropped, and it is for the caller to ask.
+        """
+        return {name: pump.error for name, pump in self.streams.delivering.items() if pump.error is not None}
+
+    def give_up_output(self) -> None:
+        """Its end no longer waits for a sink that does not take its output (`INHERIT`, a descriptor)."""
+        self.streams.give_up()
+
     def _require_running(self) -> None:
         if self.status is not None:
             raise NotFoundError(f"process {self.name!r} of container {self._container.id!r} is not running any more")

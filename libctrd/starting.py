@@ -57,6 +57,7 @@ def launch(
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
             log=log,
+            attended=not init.streams.left_to_others,
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )

@@ -65,6 +65,7 @@ class Record(Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     image: str = ""
     snapshot: str = ""
+    snapshotter: str = ""
     mounts: tuple[Mount, ...] = ()
     foreign: bool = False
 
@@ -79,6 +80,7 @@ class CreateRequest(Struct, frozen=True):
     no_pivot_root: bool = False
     unattended: Unattended = "hold"
     log: str = ""
+    attended: bool = True
     auto_remove: bool = False
     checkpoint: str = ""
 
