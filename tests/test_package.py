@@ -52,7 +52,10 @@ LAYERS = (
     ("container",),
     ("handling",),
     ("client",),
-    ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
+    ("engine.cgroups", "engine.runtime", "engine.shim", "engine.metrics", "engine.runc", "engine.taskshim"),
+    ("engine.exits", "engine.store"),
+    ("engine.rootfs",),
+    ("engine", "engine.containerd", "engine.local"),
     ("once",),
     ("cli",),
 )

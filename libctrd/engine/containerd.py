@@ -266,6 +266,7 @@ class ContainerdEngine:
             with _read_ends(request.stdout, request.stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
+            self._exits.started(id, name, pid)
         except BaseException:
             self._exits.forget(id, name)
             with contextlib.suppress(CtrdError):  # the error of the start is what counts
