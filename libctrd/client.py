@@ -212,7 +212,10 @@ class Client:
         try:
             claim = directory.lock(path, wait=True)
         except NotFoundError:
-            self._forget(container)  # another hand has cleaned it, or the state directory was taken away under us
+            # Another hand has cleaned it, or the directory was taken away under us: the engine may still hold it.
+            if not self._is_anothers(container):
+                self._engine.delete(id, force)
+            self._forget(container)
             return
         try:
             if self._is_anothers(container):
