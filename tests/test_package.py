@@ -50,6 +50,7 @@ LAYERS = (
     ("container",),
     ("handling",),
     ("client",),
+    ("engine.ttrpc", "engine.taskshim", "engine.daemon"),
     ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
     ("once",),
     ("cli",),
