@@ -11,14 +11,14 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from libctrd import directory, ids
+from libctrd import directory, handling, ids
 from libctrd import spec as specs
 from libctrd.container import Container
-from libctrd.engine.base import Engine, EngineInfo
+from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
 from libctrd.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -28,7 +28,7 @@ from libctrd.errors import (
     from_os_error,
 )
 from libctrd.events import EventStream, Lanes, Listener
-from libctrd.state import INIT, Event, ExitStatus, StateInfo
+from libctrd.state import Event, StateInfo
 
 log = logging.getLogger("libctrd")
 
@@ -71,10 +71,18 @@ class Client:
         *,
         runtime: str | None = None,
         runtime_args: tuple[str, ...] | list[str] = (),
+        labels: Mapping[str, str] | None = None,
+        image: str = "",
+        snapshot: str = "",
+        mounts: Sequence[Mount] = (),
     ) -> Container:
         """Creates a container from an OCI spec: its directory, 0700, with ``config.json`` in it (C5). Nothing runs yet.
 
         *runtime* (a path or a name) and *runtime_args* (put before the runtime's own) are this container's alone (C1).
+        *labels* are kept with it. Its root file system is the directory that the spec names or, on engines that have
+        them, a fresh snapshot of *image* (a reference; it goes with the container), the active *snapshot* of that
+        key (it stays), or what *mounts* make up.
+
         Leftovers of an id that is not active are cleaned first; when this fails nothing is left (C19).
 
         Raises `AlreadyExistsError` for an id that is active, `InvalidArgumentError` for an id or a spec that cannot be,
@@ -82,9 +90,16 @@ class Client:
         """
         self._check_open()
         ids.check(id)
-        arguments = _strings(runtime_args)
+        wanted = Wanted(runtime, _strings(runtime_args), _labels(labels), image, snapshot, tuple(mounts))
         specs.validate(spec)
-        specs.check_rootfs(spec)
+        if wanted.has_rootfs:
+            if (bool(image), bool(snapshot), bool(mounts)).count(True) > 1:
+                raise InvalidArgumentError(
+                    "image=, snapshot= and mounts= each say what the root file system is: give one"
+                )
+            spec = {**spec, "root": {**(spec.get("root") or {}), "path": "rootfs"}}
+        else:
+            specs.check_rootfs(spec)
         directory.check_room()
         with self._locked(id):
             if self._active(id):
@@ -97,9 +112,10 @@ class Client:
                     bundle = os.path.join(directory.for_root(self._root, uid, gid), id)
                     directory.remove_tree(bundle)
                     directory.make(bundle, uid, gid)
-                record, spec = self._engine.plan(id, bundle, spec, runtime, arguments)
-                _write(os.path.join(bundle, CONFIG), specs.encode(spec))
-                self._engine.reserve(record)
+                record, spec = self._engine.plan(id, bundle, spec, wanted)
+                config = specs.encode(spec)
+                _write(os.path.join(bundle, CONFIG), config)
+                self._engine.reserve(record, config)
             except BaseException:
                 directory.remove_tree(bundle)
                 directory.remove_tree(path)
@@ -187,6 +203,12 @@ class Client:
         With *force* also one that is just being started, and one of which nothing can be known.
         """
         id, path = container.id, os.path.join(self._root, container.id)
+        if container._record.foreign:
+            if not self._is_anothers(container):
+                self._engine.delete(id, force)
+            container._leave_bundle()
+            self._forget(container)
+            return
         try:
             claim = directory.lock(path, wait=True)
         except NotFoundError:
@@ -313,66 +335,7 @@ class Client:
         if container is None:
             log.debug("event %s of container %s, which is not known here", event.type, event.id)
         else:
-            self._lanes.submit(("event", event.id), lambda: self._handle(container, event))
-
-    def _handle(self, container: Container, event: Event) -> None:
-        """What an event does, under the container's lock (C10)."""
-        with self._locked(event.id):
-            if container._finished.is_set():
-                log.debug("event %s of container %s, whose end was told", event.type, event.id)
-            elif event.type == "exit" and event.process != INIT:
-                container.clean_process(event.process)
-                code = event.status.code if event.status else None
-                info = StateInfo("exit-process", 0, event.process, code, container._oom_killed, self._now())
-                self._report(container, info)
-            elif event.type == "exit":
-                self._exited(container, event.status or ExitStatus(255, known=False))
-            elif event.type in ("pause", "resume"):
-                change = event.type
-                self._report(container, StateInfo(change, at=self._now()), lambda: container._wake(change))
-            elif event.type == "oom":
-                container._oom_killed = True
-                self._report(container, StateInfo("oom", oom_killed=True, at=self._now()))
-            else:
-                log.debug("event %s of container %s is none that is handled", event.type, event.id)
-
-    def _exited(self, container: Container, status: ExitStatus) -> None:
-        """``init`` has ended: its output is waited for, without the lock, before anything is cleaned (C28)."""
-        if container._exit is not None:
-            return
-        container._exit = status
-        container._oom_killed = container._oom_killed or status.oom_killed
-        container._end_waits()
-        init = container._processes.get(INIT)
-
-        def finish() -> None:
-            self._lanes.submit(("event", container.id), lambda: self._finish(container, status))
-
-        if init is None:
-            self._finish(container, status)
-        else:
-            init.exited(status)
-            init.streams.when_ended(init.drain_timeout, finish)
-
-    def _finish(self, container: Container, status: ExitStatus) -> None:
-        """Cleans the container and forgets it, then queues the report: in the listener the id is free already (C10)."""
-        with self._locked(container.id):
-            try:
-                if container._owned:
-                    self._remove(container)
-            except CtrdError as error:
-                log.error("container %s has ended and could not be cleaned: %s", container.id, error)
-            self._forget(container)
-            container._finished.set()
-            info = StateInfo(
-                "exit",
-                0,
-                INIT,
-                status.code,
-                container._oom_killed or status.oom_killed,
-                status.exited_at or self._now(),
-            )
-            self._report(container, info, container._notified.set)
+            self._lanes.submit(("event", event.id), lambda: handling.handle(self, container, event))
 
     def _report(self, container: Container, info: StateInfo, then: Callable[[], None] = lambda: None) -> None:
         """Queues a report. *then* follows it, whether or not a listener failed (C11)."""
@@ -435,6 +398,13 @@ def _strings(arguments: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     if not isinstance(arguments, (tuple, list)) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
         raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings (without NUL)")
     return tuple(arguments)
+
+
+def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
+    given = dict(labels or {})
+    if not all(isinstance(text, str) and "\0" not in text for pair in given.items() for text in pair) or "" in given:
+        raise InvalidArgumentError(f"labels={labels!r} are no mapping of names to strings (without NUL)")
+    return given
 
 
 def _write(path: str, data: bytes) -> None:

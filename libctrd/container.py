@@ -14,40 +14,35 @@ from collections import deque
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from libctrd import directory, proc
+from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
-from libctrd._checks import one_line, seconds_of, short
-from libctrd.engine.base import CreateRequest, Record, Unattended
+from libctrd._checks import seconds_of, short
+from libctrd.engine.base import Record, Unattended
 from libctrd.errors import (
-    AlreadyExistsError,
     ClosedError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
-    RuntimeFailedError,
     UnavailableError,
 )
 from libctrd.process import Process
-from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
-from libctrd.stdio import PIPE, IOPipe, Stdin
-from libctrd.stdio import path as fifo_path
+from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Stats, Status
+from libctrd.stdio import PIPE
 
 if TYPE_CHECKING:
     import io
     import signal
+    from collections.abc import Mapping, Sequence
 
     from libctrd.client import Client
     from libctrd.fifo import Fifo
     from libctrd.relay import Buffer
-    from libctrd.stdio import Callback, Choice, Stdio
+    from libctrd.stdio import Callback, Choice, Stdin, Stdio
 
 log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
-
-RAMDISK = "DOCKER_RAMDISK"
-"""The environment variable that, when not empty, asks for no pivot root (C8)."""
 
 
 class Waiter:
@@ -130,35 +125,36 @@ class Container:
             record.created_at,
             record.terminal,
             snapshot.exit,
+            record.image,
+            record.labels,
         )
 
     def spec(self) -> dict[str, Any]:
-        """Its spec, read from ``config.json`` in its directory (C4). A missing or malformed file is a clear error."""
-        return specs.load(self.bundle)
+        """Its spec, read from ``config.json`` in its directory (C4). A missing or malformed file is a clear error.
+
+        Of a container that another program made the engine tells it.
+        """
+        return self._client._engine.spec(self.id) if self._record.foreign else specs.load(self.bundle)
 
     # ---- streams -------------------------------------------------------------------------------------------------
 
     @property
     def stdin(self) -> Stdin | None:
         """Its standard input when it was started with `PIPE`, to be written and closed."""
-        pipe = self._pipe()
-        return pipe.stdin if pipe is not None and isinstance(pipe.stdin, Stdin) else None
+        init = self._processes.get(INIT)
+        return init.stdin if init is not None else None
 
     @property
     def stdout(self) -> Fifo | io.BytesIO | None:
         """Its standard output when it was started with `PIPE`. With a terminal all output is here."""
-        pipe = self._pipe()
-        return pipe.stdout if pipe is not None else None
+        init = self._processes.get(INIT)
+        return init.stdout if init is not None else None
 
     @property
     def stderr(self) -> Fifo | io.BytesIO | None:
         """Its standard error when it was started with `PIPE`. With a terminal it reads as empty (C13)."""
-        pipe = self._pipe()
-        return pipe.stderr if pipe is not None else None
-
-    def _pipe(self) -> IOPipe | None:
         init = self._processes.get(INIT)
-        return init.streams.pipe if init is not None else None
+        return init.stderr if init is not None else None
 
     def undelivered(self) -> dict[str, CtrdError]:
         """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
@@ -167,14 +163,13 @@ class Container:
         then on is dropped, and it is for the caller to ask, once `wait` has returned.
         """
         init = self._processes.get(INIT)
-        pumps = init.streams.delivering if init is not None else {}
-        return {name: pump.error for name, pump in pumps.items() if pump.error is not None}
+        return init.undelivered() if init is not None else {}
 
     def _give_up_output(self) -> None:
         """Its end no longer waits for a sink that does not take its output (`INHERIT`, a descriptor)."""
         init = self._processes.get(INIT)
         if init is not None:
-            init.streams.give_up()
+            init.give_up_output()
 
     def _captured(self) -> dict[str, Buffer]:
         """What was collected of its output, for ``run``."""
@@ -191,6 +186,7 @@ class Container:
         log: str | None = None,
         drain_timeout: float | None = None,
         auto_remove: bool = False,
+        checkpoint: str | None = None,
     ) -> int:
         """Starts it; returns the system pid of ``init``.
 
@@ -199,7 +195,8 @@ class Container:
         client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*).
         *drain_timeout* is how many seconds after the end output is waited for that some other process keeps open;
         ``None`` is for as long as it takes (C28). *auto_remove* is for a detached container whose output is drained:
-        it goes by itself once it has ended, without a client.
+        it goes by itself once it has ended, without a client. *checkpoint* is the directory of a checkpoint to go on
+        from, as `checkpoint` has written it.
 
         Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
         that this client created is cleaned. Source: C6, C8.
@@ -209,14 +206,18 @@ class Container:
         if (unattended == "log") != (log is not None):
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
         if log is not None:
-            if not isinstance(log, str) or not log or "\0" in log:
-                raise InvalidArgumentError(f"log={log!r} is no path of a file")
-            log = os.path.abspath(log)
+            log = _path(log, "log")
         seconds_of(drain_timeout, "drain_timeout=")
         client = self._client
         with client._locked(self.id):
-            init = self._launch(
-                stdio, unattended, log or "", drain_timeout, auto_remove and not directory.clean_disabled()
+            init = starting.launch(
+                self,
+                stdio,
+                unattended=unattended,
+                log=log or "",
+                drain_timeout=drain_timeout,
+                auto_remove=auto_remove and not directory.clean_disabled(),
+                checkpoint=_path(checkpoint, "checkpoint") if checkpoint is not None else "",
             )
             try:
                 init.began()
@@ -230,67 +231,6 @@ class Container:
                     client._engine.signal(self.id, INIT, _SIGKILL)
         self._finished.wait()  # its exit goes the usual way, so that whoever heard of the start hears of the end
         raise refusal
-
-    def _launch(
-        self,
-        streams: Choice | Stdio | Callback,
-        unattended: Unattended,
-        log: str,
-        drain_timeout: float | None,
-        auto_remove: bool,
-    ) -> Process:
-        """The start up to its report, in the order of C6. Called under the lock."""
-        client = self._client
-        client._check_open()
-        self._require_not_started()
-        if client._engine.snapshot(self.id).status != "created":  # another client was quicker: its fifos stay untouched
-            raise _started_already(self.id)
-        init = Process(INIT, self.bundle, self._record.terminal, streams, self._tell_close_stdin, drain_timeout)
-        if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
-            raise InvalidArgumentError(
-                "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
-                "otherwise a client cleans, or output would be lost that is held for one"
-            )
-        try:
-            init.open()
-            self._processes[INIT] = init
-            client._register(self)
-            if init.streams.callback is not None:
-                init.streams.callback(init.streams.pipe)
-            pid = client._engine.create(self._request(init, unattended, log, auto_remove))
-        except BaseException as error:
-            said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
-            self._processes.clear()
-            if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
-                init.streams.close()
-                client._forget(self)
-                raise
-            init.failed()
-            if self._created_here:
-                client._remove(self, force=True)
-            else:
-                client._forget(self)
-            if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
-                told = f"{error}: {one_line(said)}"
-                raise RuntimeFailedError(told, output=said, exit_code=error.exit_code) from error
-            raise
-        self._owned = not init.streams.left_to_others
-        self._told_of = True
-        init.pid = pid
-        return init
-
-    def _request(self, init: Process, unattended: Unattended, log: str, auto_remove: bool) -> CreateRequest:
-        fifos = {name: fifo_path(self.bundle, INIT, name) for name in init.streams.names()}
-        if self._record.terminal:
-            fifos["stderr"] = fifo_path(self.bundle, INIT, "stderr")  # named, though it is not there (C8)
-        return CreateRequest(
-            self._record,
-            **fifos,
-            no_pivot_root=bool(os.environ.get(RAMDISK)),
-            unattended=unattended,
-            log=log,
-            auto_remove=auto_remove,
-        )
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Waits for its end; returns how it ended.
@@ -317,21 +257,22 @@ class Container:
 
     def _let_go(self) -> None:
         """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
-        init = self._processes.get(INIT)
-        for pump in init.streams.all_pumps() if init is not None else ():
-            pump.cancel()
+        for process in self._processes.values():
+            process.let_go()
         self._finished.set()
         self._notified.set()
 
-    def signal(self, sig: int | str | signal.Signals) -> None:
+    def signal(self, sig: int | str | signal.Signals, *, process: str = INIT, everyone: bool = False) -> None:
         """Sends a signal to ``init``, by name (``"TERM"``, ``"SIGTERM"``) or number (C20).
 
-        Raises `InvalidArgumentError` for a signal that does not exist, `NotFoundError` when it is not running.
+        Or to the further process of the name *process*; or to *everyone* in the container. Raises
+        `InvalidArgumentError` for a signal that does not exist, `NotFoundError` when there is no such process (any
+        more).
         """
         number = proc.signal_number(sig)
         with self._client._locked(self.id):
             self._require_running()
-            self._client._engine.signal(self.id, INIT, number)
+            self._client._engine.signal(self.id, process, number, everyone)
 
     def _kill_late(self, late: threading.Event) -> None:
         """Kills it for a time limit, in the background: whoever calls must not wait for the engine."""
@@ -345,6 +286,69 @@ class Container:
             self._give_up_output()
 
         self._client._lanes.submit(("kill", self.id), kill)
+
+    def exec(
+        self,
+        args: Sequence[str],
+        stdio: Choice | Stdio | Callback = PIPE,
+        *,
+        name: str | None = None,
+        terminal: bool = False,
+        drain_timeout: float | None = None,
+        **settings: Any,
+    ) -> Process:
+        """Starts a further process in it (C21); returns it.
+
+        *stdio* is as in `start`. *name* is its name, a fresh one when there is none. *settings* are the caller's own
+        for it, each else the container's: ``env`` (in the place of the container's), ``cwd``, ``user``,
+        ``capabilities``, ``rlimits``, ``apparmor``, ``selinux``, ``no_new_privileges``.
+
+        Raises `NotFoundError` when the container is not running, `AlreadyExistsError` for a name that is in use,
+        `InvalidArgumentError` for settings that cannot be, and what the callback or the engine raised; then nothing of
+        it is left.
+        """
+        name = ids.generate() if name is None else ids.check(name)
+        seconds_of(drain_timeout, "drain_timeout=")
+        with self._client._locked(self.id):
+            self._require_running()
+            told = self._client._watch(self)
+            wanted = specs.further(self.spec(), args, terminal=terminal, **settings)
+            return starting.add(told, name, wanted, stdio, drain_timeout)
+
+    def process(self, name: str) -> Process:
+        """The further process *name* that this client started and that has not ended. Raises `NotFoundError`."""
+        process = self._processes.get(name)
+        if process is None:
+            raise NotFoundError(f"container {self.id!r} has no process {name!r} of this client")
+        return process
+
+    def pids(self) -> list[int]:
+        """The system pids of all processes in it. Takes no lock (C18)."""
+        self._require_running()
+        return self._client._engine.pids(self.id)
+
+    def stats(self) -> Stats:
+        """What it uses at this moment. Takes no lock (C18)."""
+        self._require_running()
+        return self._client._engine.stats(self.id)
+
+    def update(self, resources: Mapping[str, Any]) -> None:
+        """Sets limits while it runs: *resources* holds what changes, as ``linux.resources`` of an OCI spec (C20)."""
+        checked = specs.check_resources(resources)
+        with self._client._locked(self.id):
+            self._require_running()
+            self._client._engine.update(self.id, checked)
+
+    def checkpoint(self, path: str, *, leave_running: bool = False) -> None:
+        """Writes its state into the directory *path*, which is made, with CRIU; ends it unless *leave_running* (C20).
+
+        Open TCP connections and external unix sockets are allowed. ``start(checkpoint=path)`` of a container of the
+        same spec goes on from there. Raises `RuntimeFailedError` with what the runtime said; it runs on then.
+        """
+        path = _path(path, "checkpoint")
+        with self._client._locked(self.id):
+            self._require_running()
+            self._client._engine.checkpoint(self.id, path, leave_running)
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""
@@ -439,11 +443,17 @@ class Container:
         if process is not None:
             process.clean()
 
+    def _leave_bundle(self) -> None:
+        """Of a container that another program made there is a directory only while it holds fifos of ours."""
+        if self._record.foreign:
+            with contextlib.suppress(OSError):  # there still are some
+                os.rmdir(self.bundle)
+
     # ---- what must hold ------------------------------------------------------------------------------------------
 
     def _require_not_started(self) -> None:
         if self._processes or self._exit is not None:
-            raise _started_already(self.id)
+            raise starting.started_already(self.id)
 
     def _require_started(self) -> None:
         if self._client._engine.snapshot(self.id).status == "created":
@@ -461,18 +471,9 @@ class Container:
                 self._require_started()
         raise NotFoundError(f"container {self.id!r} is not running any more")
 
-    def _tell_close_stdin(self) -> None:
-        """Tells the engine that stdin is closed, without making the closer wait (C7)."""
-        self._client._lanes.submit(("stdin", self.id), self._close_stdin)
 
-    def _close_stdin(self) -> None:
-        try:
-            self._client._engine.close_stdin(self.id, INIT)
-        except NotFoundError:
-            pass  # it is gone already: that is success
-        except CtrdError as error:
-            log.warning("container %s could not be told that its stdin is closed: %s", self.id, error)
-
-
-def _started_already(id: str) -> AlreadyExistsError:
-    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
+def _path(given: str, what: str) -> str:
+    """*given* made absolute."""
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise InvalidArgumentError(f"{what}={given!r} is no path")
+    return os.path.abspath(given)

@@ -5,48 +5,141 @@ It holds no lock of its own: everything is changed under the container's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+import threading
 from typing import TYPE_CHECKING
 
-from libctrd import stdio
-from libctrd.state import ExitStatus
+from libctrd import proc, stdio
+from libctrd._checks import short
+from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
+from libctrd.state import INIT, ExitStatus
+from libctrd.stdio import Stdin
 
 if TYPE_CHECKING:
+    import io
+    import signal
+
+    from libctrd.container import Container
+    from libctrd.fifo import Fifo
     from libctrd.stdio import Callback, Choice, Stdio
+
+log = logging.getLogger("libctrd")
 
 
 class Process:
-    """A process that this client has started. ``pid`` is its system pid, 0 while that is not known."""
+    """A process that this client has started. Those after the first are made by `Container.exec`, never directly."""
 
     def __init__(
         self,
+        container: Container,
         name: str,
-        bundle: str,
         terminal: bool,
         streams: Choice | Stdio | Callback,
-        close_stdin: Callable[[], None],
         drain_timeout: float | None,
     ) -> None:
         self.name = name
+        """Its name: ``init`` for the first (C9)."""
         self.pid = 0
+        """Its system pid; 0 while that is not known."""
         self.status: ExitStatus | None = None
+        """How it ended; ``None`` while it runs."""
+        self.terminal = terminal
         self.streams = stdio.Streams(streams, terminal)
         self.drain_timeout = drain_timeout
-        self._bundle = bundle
-        self._close_stdin = close_stdin
+        self._container = container
         self._started = False
         self._close_pending = False
+        self._drained = False  # its output has come to its end
+        self._finished = threading.Event()  # and it is cleaned
+        self._notified = threading.Event()  # and listeners were told
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name!r} of container {self._container.id!r}>"
+
+    # ---- for its user --------------------------------------------------------------------------------------------
+
+    @property
+    def stdin(self) -> Stdin | None:
+        """Its standard input when it was started with `PIPE`, to be written and closed."""
+        stdin = self.streams.pipe.stdin
+        return stdin if isinstance(stdin, Stdin) else None
+
+    @property
+    def stdout(self) -> Fifo | io.BytesIO | None:
+        """Its standard output when it was started with `PIPE`. With a terminal all output is here."""
+        return self.streams.pipe.stdout
+
+    @property
+    def stderr(self) -> Fifo | io.BytesIO | None:
+        """Its standard error when it was started with `PIPE`. With a terminal it reads as empty (C13)."""
+        return self.streams.pipe.stderr
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Waits until it has ended, its output has come to its end and listeners were told; returns how it ended (C28).
+
+        What the caller reads himself (`PIPE`) and has not read by then is in his own descriptor, complete. Raises
+        `DeadlineError` after *timeout* seconds, `ClosedError` when its client is closed first.
+        """
+        container = self._container
+        done = self._finished if container._client._is_telling(container.id) else self._notified
+        if not done.wait(timeout):
+            raise DeadlineError(f"process {self.name!r} of container {container.id!r} did not end within {timeout:g} s")
+        if self.status is None:
+            raise ClosedError(f"the client of process {self.name!r} of container {container.id!r} was closed first")
+        return self.status
+
+    def signal(self, sig: int | str | signal.Signals) -> None:
+        """Sends it a signal, by name (``"TERM"``, ``"SIGTERM"``) or number (C20).
+
+        Raises `InvalidArgumentError` for a signal that does not exist, `NotFoundError` when it has ended.
+        """
+        number = proc.signal_number(sig)
+        container = self._container
+        with container._client._locked(container.id):
+            self._require_running()
+            container._client._engine.signal(container.id, self.name, number)
+
+    def resize(self, width: int, height: int) -> None:
+        """Sets the size of its terminal, in characters (C20)."""
+        if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
+            raise InvalidArgumentError(
+                f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
+            )
+        container = self._container
+        if not self.terminal:
+            raise InvalidArgumentError(f"process {self.name!r} of container {container.id!r} has no terminal")
+        with container._client._locked(container.id):
+            self._require_running()
+            container._client._engine.resize(container.id, self.name, width, height)
+
+    def undelivered(self) -> dict[str, CtrdError]:
+        """Which of its outputs could not be delivered to where they were to go, and why: by ``stdout`` and ``stderr``.
+
+        A sink that fails stops no process: what it prints from then on is dropped, and it is for the caller to ask.
+        """
+        return {name: pump.error for name, pump in self.streams.delivering.items() if pump.error is not None}
+
+    def give_up_output(self) -> None:
+        """Its end no longer waits for a sink that does not take its output (`INHERIT`, a descriptor)."""
+        self.streams.give_up()
+
+    def _require_running(self) -> None:
+        if self.status is not None:
+            raise NotFoundError(f"process {self.name!r} of container {self._container.id!r} is not running any more")
+
+    # ---- its life ------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Opens the fifos and wraps stdin (C6)."""
-        self.streams.open(self._bundle, self.name, self._stdin_closed)
+        self.streams.open(self._container.bundle, self.name, self._stdin_closed)
 
     def began(self) -> None:
         """It runs: a close of stdin that came before is told now (C7), and the relay may begin."""
         self.streams.begin()
         self._started = True
         if self._close_pending:
-            self._close_stdin()
+            self._tell_close_stdin()
 
     def _stdin_closed(self) -> None:
         """Called once, by whichever thread closed stdin first. Before the start it only leaves word.
@@ -56,7 +149,24 @@ class Process:
         """
         self._close_pending = True
         if self._started:
-            self._close_stdin()
+            self._tell_close_stdin()
+
+    def _tell_close_stdin(self) -> None:
+        """Tells the engine: for ``init`` without making the closer wait; for others at once, its error the closer's."""
+        container = self._container
+        if self.name == INIT:
+            container._client._lanes.submit(("stdin", container.id), self._close_init_stdin)
+        else:
+            with contextlib.suppress(NotFoundError):  # it is gone already: that is success
+                container._client._engine.close_stdin(container.id, self.name)
+
+    def _close_init_stdin(self) -> None:
+        try:
+            self._container._client._engine.close_stdin(self._container.id, INIT)
+        except NotFoundError:
+            pass  # it is gone already: that is success
+        except CtrdError as error:
+            log.warning("container %s could not be told that its stdin is closed: %s", self._container.id, error)
 
     def exited(self, status: ExitStatus) -> None:
         """It has ended."""
@@ -70,4 +180,11 @@ class Process:
 
     def clean(self) -> None:
         """Removes its three fifos (C3). The caller holds the container's lock."""
-        stdio.remove_fifos(self._bundle, self.name)
+        stdio.remove_fifos(self._container.bundle, self.name)
+
+    def let_go(self) -> None:
+        """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
+        for pump in self.streams.all_pumps():
+            pump.cancel()
+        self._finished.set()
+        self._notified.set()

@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from libctrd._spec_default import absolute_source, default
+from libctrd._spec_exec import further
 from libctrd._spec_json import encode, kind
 from libctrd._spec_parse import parse_mount, parse_size, parse_user
 from libctrd.errors import InvalidArgumentError, from_os_error
@@ -21,9 +23,11 @@ from libctrd.errors import InvalidArgumentError, from_os_error
 __all__ = [
     "CONFIG",
     "Spec",
+    "check_resources",
     "check_rootfs",
     "default",
     "encode",
+    "further",
     "host_root",
     "load",
     "own_namespace",
@@ -150,6 +154,19 @@ def check_rootfs(spec: Spec) -> None:
             f"root.path {path!r} of the spec is not a directory: give the directory of a root file system",
             faults=("root.path: not a directory",),
         )
+
+
+def check_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """*resources* as a dict, once it is sure that it could stand as ``linux.resources`` in a spec.
+
+    Raises `InvalidArgumentError` when it could not, or says nothing.
+    """
+    if not isinstance(resources, Mapping) or not resources:
+        raise InvalidArgumentError(f"resources {resources!r} is no mapping of limits, like {{'pids': {{'limit': 10}}}}")
+    changed = dict(resources)
+    probe = default(["-"], "/", rootless=False)
+    __getattr__("validate")({**probe, "linux": {**probe["linux"], "resources": changed}})
+    return changed
 
 
 def host_root(spec: Spec) -> tuple[int, int]:

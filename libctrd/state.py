@@ -41,6 +41,55 @@ class Event(Struct, frozen=True):
     pid: int = 0
 
 
+class CPU(Struct, frozen=True):
+    """Processor time used, in nanoseconds, and how often and how long its quota held it back."""
+
+    total_ns: int = 0
+    user_ns: int = 0
+    system_ns: int = 0
+    throttled_periods: int = 0
+    throttled_ns: int = 0
+
+
+class Memory(Struct, frozen=True):
+    """Memory in bytes. ``limit`` and ``swap_limit`` are ``None`` when there is none; ``peak`` when it is not known."""
+
+    usage: int = 0
+    limit: int | None = None
+    peak: int | None = None
+    swap: int = 0
+    swap_limit: int | None = None
+    anonymous: int = 0
+    file: int = 0
+    oom_kills: int = 0
+
+
+class Pids(Struct, frozen=True):
+    """How many processes and threads there are, and may be (``None``: no limit)."""
+
+    current: int = 0
+    limit: int | None = None
+
+
+class BlockIO(Struct, frozen=True):
+    """What was read from and written to block devices: bytes and requests."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+class Stats(Struct, frozen=True):
+    """What a container uses at one moment (C20): the same for cgroup v1 and v2."""
+
+    at: datetime
+    cpu: CPU = CPU()
+    memory: Memory = Memory()
+    pids: Pids = Pids()
+    block_io: BlockIO = BlockIO()
+
+
 class StateInfo(Struct, frozen=True):
     """What a listener is told (C10).
 
@@ -68,3 +117,5 @@ class ContainerInfo(Struct, frozen=True):
     created_at: datetime
     terminal: bool
     exit: ExitStatus | None = None
+    image: str = ""
+    labels: dict[str, str] = {}

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 from client_kit import Recorder
+from containerd_kit import containerd, new_containerd
 
 import libctrd
 from libctrd.client import Client
 from libctrd.engine import cgroups
+
+__all__ = ["containerd", "new_containerd"]  # fixtures of another file
 
 APPLETS = (
     *(

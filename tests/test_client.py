@@ -109,7 +109,7 @@ def test_leftovers_of_an_id_that_is_not_active_are_cleaned_first(
 def test_a_create_that_fails_cleans_the_directory_and_forgets_the_id(
     client: Client, spec: Make, state_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # C19
-    def fail(record: object) -> None:
+    def fail(record: object, config: bytes) -> None:
         raise UnavailableError("no")
 
     with monkeypatch.context() as patched:

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "run": "Run a container and wait for its end.",
     "create": "Create a container without starting it.",
     "start": "Start containers that were created.",
+    "exec": "Run a further process in a container.",
     "wait": "Wait for the end of containers.",
     "kill": "Send a signal to containers.",
     "ps": "List containers.",
@@ -35,8 +36,9 @@ COMMANDS: Final = {
 class Settings:
     """The global options, for every command."""
 
-    def __init__(self, address: str | None, runtime: str | None, format: str) -> None:
+    def __init__(self, address: str | None, namespace: str | None, runtime: str | None, format: str) -> None:
         self.address = address
+        self.namespace = namespace
         self.runtime = runtime
         self.format = format
 
@@ -44,7 +46,7 @@ class Settings:
         """The client of the engine that was chosen."""
         from libctrd.engine import connect
 
-        return connect(self.address, runtime=self.runtime)
+        return connect(self.address, runtime=self.runtime, namespace=self.namespace)
 
 
 class Commands(click.Group):
@@ -67,8 +69,11 @@ class Commands(click.Group):
 
 @click.command("ctrd", cls=Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--address", metavar="A", help="The engine: local: or local:/DIR. [env: CTRD_ADDRESS, CONTAINERD_ADDRESS]"
+    "--address",
+    metavar="A",
+    help="The engine: local:, local:/DIR, unix:///SOCKET or containerd:/DIR. [env: CTRD_ADDRESS, CONTAINERD_ADDRESS]",
 )
+@click.option("--namespace", metavar="N", help="The namespace of containerd. [env: CONTAINERD_NAMESPACE]")
 @click.option("--state-dir", metavar="D", help="Keep the state of containers in the directory D; short for local:D.")
 @click.option(
     "--runtime", metavar="R", help="The OCI runtime, a path or a name. [default: crun if it works, else runc]"
@@ -78,7 +83,13 @@ class Commands(click.Group):
 @click.version_option(libctrd.__version__, message="ctrd %(version)s")
 @click.pass_context
 def ctrd(
-    context: click.Context, address: str | None, state_dir: str | None, runtime: str | None, format: str, debug: bool
+    context: click.Context,
+    address: str | None,
+    namespace: str | None,
+    state_dir: str | None,
+    runtime: str | None,
+    format: str,
+    debug: bool,
 ) -> None:
     """Run containers, and never lose a byte of their output or an exit of theirs."""
     _log(debug)
@@ -88,7 +99,7 @@ def ctrd(
         if not state_dir:
             raise click.UsageError("--state-dir needs the name of a directory", context)
         address = "local:" + os.path.abspath(state_dir)
-    context.obj = Settings(address, runtime, format)
+    context.obj = Settings(address, namespace, runtime, format)
 
 
 def _log(debug: bool) -> None:

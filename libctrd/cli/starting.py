@@ -6,19 +6,20 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
 from libctrd.cli.signals import Signals
-from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.errors import CtrdError, DeadlineError, NotFoundError
 from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, Stdio
 
 if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.container import Container
+    from libctrd.process import Process
     from libctrd.state import ExitStatus
 
 _STREAMS: Final = {"stdout": 1, "stderr": 2}
@@ -26,14 +27,17 @@ LAST_SECONDS: Final = 1.0
 """How long an end that is under way may still take once ctrd was told to end."""
 
 
-def create(client: Client, signals: Signals, id: str | None, spec: dict[str, Any]) -> Container:
-    """Creates a container, with a fresh *id* when there is none. When this raises there is none."""
+def create(client: Client, signals: Signals, id: str | None, spec: dict[str, Any], **options: Any) -> Container:
+    """Creates a container, with a fresh *id* when there is none. When this raises there is none.
+
+    *options* goes to `Client.create`.
+    """
     from libctrd import ids
 
     id = ids.generate() if id is None else id
     try:
         with signals.interrupting(lambda: False):
-            return client.create(id, spec)
+            return client.create(id, spec, **options)
     except BaseException:
         made = client._known(id)
         if made is not None:  # a signal came when it had just been made
@@ -77,19 +81,59 @@ def attend(
         status = _wait(container)
     if not status.known:
         output.complain(f"the exit code of container {container.id!r} is not known: nobody was there to see it")
-    return FAILED if _has_lost_output(container) else status.code
+    return FAILED if _has_lost_output(container, f"container {container.id!r}") else status.code
 
 
-def _has_lost_output(container: Container) -> bool:
+def leave_process(container: Container, signals: Signals, args: Sequence[str], **options: Any) -> None:
+    """Starts a further process without streams, leaves it to itself and prints its name."""
+    with signals.interrupting(lambda: False):
+        process = container.exec(args, NULL, **options)
+        output.write_line(process.name)
+
+
+def attend_process(
+    container: Container, signals: Signals, args: Sequence[str], *, interactive: bool, terminal: bool, **options: Any
+) -> int:
+    """Starts a further process, awaits its end, returns its exit code, like `attend`; when this raises it is gone."""
+    from libctrd import ids
+
+    name = options.pop("name", None) or ids.generate()
+    try:
+        with contextlib.ExitStack() as stack:
+            mode = None
+            if terminal and interactive and os.isatty(0):
+                from libctrd.cli.terminal import raw
+
+                mode = stack.enter_context(raw(0, signals))
+            with signals.interrupting(lambda: False):
+                streams = Stdio(0 if interactive else NULL, 1, 2)
+                process = container.exec(args, streams, name=name, terminal=terminal, **options)
+            resize = _follow_size(process, signals) if terminal else _no_size
+            if mode is not None:
+                mode.enter(keys=False)
+            signals.forward(process.signal, resize)
+            status = _wait(process)
+    except BaseException:
+        with contextlib.suppress(CtrdError):  # it has not begun, or has ended, or the container has
+            begun = container.process(name)
+            begun.give_up_output()
+            begun.signal("KILL")
+        raise
+    if not status.known:
+        output.complain(f"the exit code of process {process.name!r} is not known: nobody was there to see it")
+    return FAILED if _has_lost_output(process, f"process {process.name!r}") else status.code
+
+
+def _has_lost_output(source: Container | Process, what: str) -> bool:
     """Tells of output that could not be written. A reader that has gone wanted no more of it: that is no loss."""
     lost = {
         name: error
-        for name, error in container.undelivered().items()
+        for name, error in source.undelivered().items()
         if error.errno not in (errno.EPIPE, errno.ECONNRESET)
         and not (error.errno == errno.EIO and stat.S_ISCHR(os.fstat(_STREAMS[name]).st_mode))  # a terminal, hung up
     }
     for name, error in lost.items():
-        output.complain(f"output of container {container.id!r} to {name} is lost: {error}")
+        output.complain(f"output of {what} to {name} is lost: {error}")
     return bool(lost)
 
 
@@ -113,12 +157,12 @@ def _undone(container: Container, new: bool) -> Iterator[None]:
         raise
 
 
-def _wait(container: Container) -> ExitStatus:
+def _wait(running: Container | Process) -> ExitStatus:
     try:
-        return container.wait()
+        return running.wait()
     except Interrupted:
         with contextlib.suppress(DeadlineError):
-            return container.wait(LAST_SECONDS)  # its own code, when the end was only a moment away
+            return running.wait(LAST_SECONDS)  # its own code, when the end was only a moment away
         raise
 
 
@@ -126,15 +170,15 @@ def _no_size() -> None:
     """What a change of our window's size is to a container without a terminal."""
 
 
-def _follow_size(container: Container, signals: Signals) -> Callable[[], None]:
-    """Gives the container's terminal the size of ours, now; returns what does so again."""
+def _follow_size(running: Container | Process, signals: Signals) -> Callable[[], None]:
+    """Gives its terminal the size of ours, now; returns what does so again."""
     from libctrd.cli.terminal import size
 
     def resize() -> None:
         now = size()
         if now is not None:
             with contextlib.suppress(NotFoundError):  # it has ended
-                container.resize(*now)
+                running.resize(*now)
 
     signals.watch_size()
     resize()

@@ -9,6 +9,7 @@ from libctrd.errors import InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from libctrd.client import Client
+    from libctrd.engine.base import Engine
 
 
 def default_state_dir() -> str:
@@ -23,31 +24,82 @@ def default_state_dir() -> str:
     return os.path.join(runtime_dir, "ctrd")
 
 
-def connect(address: str | None = None, *, runtime: str | None = None) -> Client:
+def default_daemon_dir() -> str:
+    """Where bundles lie of containers that a containerd runs: ``/run/ctrd.containerd`` for root, and so on."""
+    return default_state_dir() + ".containerd"
+
+
+def connect(address: str | None = None, *, runtime: str | None = None, namespace: str | None = None) -> Client:
     """Connects to an engine and returns its client.
 
-    *address* is ``local:`` (no daemon; state in the default directory) or ``local:/DIR``; when it is ``None`` the
-    environment's ``CTRD_ADDRESS``, else ``CONTAINERD_ADDRESS``, else ``local:`` counts. *runtime* is the OCI runtime of
-    the local engine (a path or a name) for containers that name none: crun if it works here, else runc.
+    *address* is one of
 
-    Raises `InvalidArgumentError` for an address that cannot be, `UnsupportedError` for one that this version does not
-    know, `UnavailableError` when the state directory cannot be used.
+    - ``local:`` (no daemon; state in the default directory) or ``local:/DIR``;
+    - ``unix:///run/containerd/containerd.sock``, the socket of a containerd 1.x or 2.x, or just its path;
+    - ``containerd:/DIR``: a private containerd of ours with all of its state in that directory, started when it does
+      not run yet.
+
+    When it is ``None`` the environment's ``CTRD_ADDRESS``, else ``CONTAINERD_ADDRESS``, else ``local:`` counts.
+    *runtime* is the OCI runtime (a path or a name) for containers that name none: with the local engine crun if it
+    works here, else runc; with a containerd runc. *namespace* is containerd's, by default ``CONTAINERD_NAMESPACE`` of
+    the environment, else ``default``; the local engine has none.
+
+    Raises `InvalidArgumentError` for an address or namespace that cannot be, `UnsupportedError` for one that this
+    version does not know, `UnavailableError` when the state directory cannot be used or nobody answers at the socket.
     """
     address = address or os.environ.get("CTRD_ADDRESS") or os.environ.get("CONTAINERD_ADDRESS") or "local:"
     if not isinstance(address, str) or "\0" in address:
-        raise InvalidArgumentError(f"the address {address!r} is no str without NUL: say local: or local:/DIR")
+        raise InvalidArgumentError(f"the address {address!r} is no str without NUL: {_SAY}")
+    if address.startswith("/"):
+        address = f"unix://{address}"
     scheme, colon, rest = address.partition(":")
     if not colon:
-        raise InvalidArgumentError(f"the address {address!r} has no scheme: say local: or local:/DIR")
-    if scheme != "local":
-        raise UnsupportedError(
-            f"this version of libctrd speaks to no engine at {address!r}: it knows local: and local:/DIR"
-        )
+        raise InvalidArgumentError(f"the address {address!r} has no scheme: {_SAY}")
+    if scheme not in ("local", "unix", "containerd"):
+        raise UnsupportedError(f"this version of libctrd speaks to no engine at {address!r}: {_SAY}")
     if rest and not rest.startswith("/"):
-        raise InvalidArgumentError(f"the state directory in the address {address!r} is not absolute: say local:/DIR")
-    from libctrd import reactor
+        raise InvalidArgumentError(f"the directory or socket in the address {address!r} is not absolute: {_SAY}")
     from libctrd.client import Client  # above the engines' Protocol in this package: hence not at the top
+
+    if scheme == "local":
+        if namespace is not None:
+            raise InvalidArgumentError("the local engine has no namespaces: keep containers apart with local:/DIR")
+        return Client(*_local(rest, runtime))
+    namespace = namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default"
+    if scheme == "unix":
+        return Client(*_containerd(address, namespace, runtime))
+    if not rest:
+        raise InvalidArgumentError(f"the address {address!r} names no directory: say containerd:/DIR")
+    return Client(*_private(rest, namespace, runtime))
+
+
+_SAY = "say local:, local:/DIR, unix:///SOCKET or containerd:/DIR"
+
+
+def _local(root: str, runtime: str | None) -> tuple[Engine, str]:
+    from libctrd import reactor
     from libctrd.engine.local import LocalEngine
 
-    engine = LocalEngine(rest or default_state_dir(), reactor.shared(), runtime)
-    return Client(engine, engine.root)
+    engine = LocalEngine(root or default_state_dir(), reactor.shared(), runtime)
+    return engine, engine.root
+
+
+def _containerd(address: str, namespace: str, runtime: str | None) -> tuple[Engine, str]:
+    from libctrd import reactor
+    from libctrd.engine import store
+    from libctrd.engine.channel import Channel
+    from libctrd.engine.containerd import ContainerdEngine
+
+    channel = Channel(address, namespace)
+    try:
+        try:
+            base = os.path.join(default_daemon_dir(), store.identity(channel))
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"what listens at {address} is no containerd 1.x or 2.x: this version of libctrd speaks to those only"
+            ) from error
+        engine = ContainerdEngine(channel, base, reactor.shared(), runtime)
+    except BaseException:
+        channel.close()
+        raise
+    return engine, engine.root

@@ -11,15 +11,46 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from libctrd.state import Event, ExitStatus, Status
+from libctrd.errors import UnsupportedError
+from libctrd.state import Event, ExitStatus, Stats, Status
 
 Spec = dict[str, Any]
 Sink = Callable[[Event], None]
 Unattended = Literal["hold", "discard", "log"]
 
 
+class Mount(Struct, frozen=True, omit_defaults=True):
+    """One mount that makes up a root file system, as ``mount(8)`` has it: a type, a source, options."""
+
+    type: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+class Wanted(Struct, frozen=True):
+    """What the caller of a create asks for beside the spec.
+
+    At most one of *image*, *snapshot* and *mounts* says what the root file system is; else ``root.path`` of the spec.
+    """
+
+    runtime: str | None = None
+    runtime_args: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    image: str = ""
+    snapshot: str = ""
+    mounts: tuple[Mount, ...] = ()
+
+    @property
+    def has_rootfs(self) -> bool:
+        """Is the root file system something else than the directory that the spec names?"""
+        return bool(self.image or self.snapshot or self.mounts)
+
+
 class Record(Struct, frozen=True, omit_defaults=True):
-    """What is kept of a container from its creation on, for every client of the engine."""
+    """What is kept of a container from its creation on, for every client of the engine.
+
+    ``foreign``: it was made by another program than libctrd; of ours there is no directory.
+    """
 
     id: str
     bundle: str
@@ -31,6 +62,12 @@ class Record(Struct, frozen=True, omit_defaults=True):
     cgroup: str = ""
     plain: bool = False
     version: int = 1
+    labels: dict[str, str] = {}
+    image: str = ""
+    snapshot: str = ""
+    snapshotter: str = ""
+    mounts: tuple[Mount, ...] = ()
+    foreign: bool = False
 
 
 class CreateRequest(Struct, frozen=True):
@@ -43,7 +80,21 @@ class CreateRequest(Struct, frozen=True):
     no_pivot_root: bool = False
     unattended: Unattended = "hold"
     log: str = ""
+    attended: bool = True
     auto_remove: bool = False
+    checkpoint: str = ""
+
+
+class ExecRequest(Struct, frozen=True):
+    """What an engine is asked for when a further process starts (C21). An empty fifo path means ``/dev/null``."""
+
+    record: Record
+    process: str
+    settings: dict[str, Any]
+    terminal: bool = False
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
 
 
 class Snapshot(Struct, frozen=True):
@@ -62,6 +113,10 @@ class EngineInfo(Struct, frozen=True):
     runtime: str = ""
     runtime_version: str = ""
     cgroups: str = ""
+    version: str = ""
+    generation: str = ""
+    namespace: str = ""
+    plugins: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -75,19 +130,20 @@ class Engine(Protocol):
     def subscribe(self, sink: Sink) -> None:
         """From now on *sink* gets every event of a container that this engine created or was told to `watch`."""
 
-    def plan(
-        self, id: str, bundle: str, spec: Spec, runtime: str | None, runtime_args: tuple[str, ...]
-    ) -> tuple[Record, Spec]:
+    def plan(self, id: str, bundle: str, spec: Spec, wanted: Wanted) -> tuple[Record, Spec]:
         """The record of a new container, and its spec with what this engine adds where the caller left it open."""
 
-    def reserve(self, record: Record) -> None:
-        """Makes a container known to every client, before it is started."""
+    def reserve(self, record: Record, config: bytes) -> None:
+        """Makes a container known to every client, before it is started. *config* is its spec as it was encoded."""
 
     def release(self, id: str) -> None:
         """Makes it unknown to every client, before its directory is removed. One that is not there is success."""
 
     def create(self, request: CreateRequest) -> int:
         """Creates and starts it; returns the system pid of ``init``, 0 if it is not listed (C6)."""
+
+    def exec(self, request: ExecRequest) -> int:
+        """Starts a further process; returns its system pid. Its ``exit`` event follows (C21)."""
 
     def watch(self, id: str) -> None:
         """Tell the sink of this container too, its end included when that is past already."""
@@ -101,8 +157,11 @@ class Engine(Protocol):
     def snapshot(self, id: str) -> Snapshot:
         """How it is now. `NotFoundError` when there is none."""
 
-    def signal(self, id: str, process: str, number: int) -> None:
-        """Sends a signal to one process. `NotFoundError` when it has ended."""
+    def spec(self, id: str) -> Spec:
+        """The spec of a container that another program made, of which there is no directory of ours."""
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
+        """Sends a signal to one process, or to *everyone* in the container. `NotFoundError` when it has ended."""
 
     def close_stdin(self, id: str, process: str) -> None:
         """The client will write no more (C7). `NotFoundError` when the process has ended."""
@@ -116,8 +175,28 @@ class Engine(Protocol):
     def resume(self, id: str) -> None:
         """Thaws it; its event follows."""
 
+    def pids(self, id: str) -> list[int]:
+        """The system pids of all processes in it."""
+
+    def stats(self, id: str) -> Stats:
+        """What it uses now, of memory, processors, processes and devices."""
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """Sets limits of the running container: *resources* is ``linux.resources`` of the OCI spec, what changes."""
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """Writes its state into the directory *path* with CRIU, and ends it unless *leave_running*."""
+
+    def delete_process(self, id: str, process: str) -> None:
+        """Frees what the engine holds of a further process that ended. One that is not there is success."""
+
     def delete(self, id: str, force: bool = False) -> None:
         """Frees what the engine holds of an ended container; with *force* of any. One that is not there is success."""
 
     def close(self) -> None:
         """Lets go of everything of this client; containers run on."""
+
+
+def unsupported(engine: str, what: str, instead: str = "") -> UnsupportedError:
+    """The error for *what* an engine cannot do (C27)."""
+    return UnsupportedError(f"the {engine} engine cannot {what}" + (f": {instead}" if instead else ""))

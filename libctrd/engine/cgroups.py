@@ -41,6 +41,19 @@ def memory(path: str) -> str:
     return os.path.join(TOP if unified() else os.path.join(TOP, "memory"), path.lstrip("/"))
 
 
+def oom_kills(path: str) -> int:
+    """How often the kernel has killed for want of memory in the cgroup *path*; 0 when that cannot be seen."""
+    name = "memory.events" if unified() else "memory.oom_control"
+    if not path:
+        return 0
+    try:
+        with open(os.path.join(memory(path), name), encoding="ascii") as file:
+            words = dict(line.split() for line in file)
+    except (OSError, ValueError):
+        return 0  # it has gone, or is not for us to see
+    return int(words.get("oom_kill", 0))
+
+
 def remove(path: str) -> bool:
     """Removes the cgroup *path* in every hierarchy. False when it is not empty, or may not be removed."""
     try:

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,17 @@ from libctrd import directory, ids, proc
 from libctrd import spec as specs
 from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
-from libctrd.engine.base import CreateRequest, EngineInfo, Record, Sink, Snapshot, Spec
+from libctrd.engine.base import (
+    CreateRequest,
+    EngineInfo,
+    ExecRequest,
+    Record,
+    Sink,
+    Snapshot,
+    Spec,
+    Wanted,
+    unsupported,
+)
 from libctrd.errors import (
     AlreadyExistsError,
     CtrdError,
@@ -30,7 +41,7 @@ from libctrd.errors import (
     from_os_error,
 )
 from libctrd.reactor import Reactor
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
 
 log = logging.getLogger("libctrd")
 
@@ -132,30 +143,31 @@ class LocalEngine:
 
     # ---- a start -------------------------------------------------------------------------------------------------
 
-    def plan(
-        self, id: str, bundle: str, spec: Spec, runtime: str | None, runtime_args: tuple[str, ...]
-    ) -> tuple[Record, Spec]:
+    def plan(self, id: str, bundle: str, spec: Spec, wanted: Wanted) -> tuple[Record, Spec]:
         """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids never meet."""
+        if wanted.has_rootfs:
+            raise unsupported("local", "make a root file system of an image, a snapshot or mounts", "give a directory")
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
             path = self._own_cgroup(id)
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
-        chosen = runtimes.find(runtime or self._default_runtime)
+        chosen = runtimes.find(wanted.runtime or self._default_runtime)
         record = Record(
             id=id,
             bundle=bundle,
             created_at=datetime.now(timezone.utc),
             runtime=chosen.path,
-            runtime_args=runtime_args,
+            runtime_args=wanted.runtime_args,
+            labels=wanted.labels,
             terminal=bool((spec.get("process") or {}).get("terminal")),
             own_pid_namespace=specs.own_namespace(spec, "pid"),
             cgroup=path if path and path.startswith("/") else "",
-            plain=chosen.version.startswith(_KNOWN) and not runtime_args and _is_plain(spec),
+            plain=chosen.version.startswith(_KNOWN) and not wanted.runtime_args and _is_plain(spec),
         )
         return record, spec
 
-    def reserve(self, record: Record) -> None:
+    def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`. The record is complete when it appears: a name of its own first, then a rename."""
         path = os.path.join(self._directory(record.id), RECORD)
         try:
@@ -177,6 +189,8 @@ class LocalEngine:
 
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
+        if request.checkpoint:
+            raise unsupported("local", "start from a checkpoint")
         record = request.record
         where = self._directory(record.id)
         flags = "".join(
@@ -344,8 +358,16 @@ class LocalEngine:
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    def signal(self, id: str, process: str, number: int) -> None:
+    def spec(self, id: str) -> Spec:
+        """See `Engine.spec`: every container of the local engine is libctrd's own."""
+        return specs.load(self.record(id).bundle)
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
         """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""
+        if process != INIT:
+            raise NotFoundError(f"container {id!r} has no process {process!r}")
+        if everyone:
+            raise unsupported("local", "signal every process of a container at once")
         try:
             shim.request(self._directory(id), f"kill {number}")
         except NotFoundError:
@@ -382,6 +404,29 @@ class LocalEngine:
     def resume(self, id: str) -> None:
         """See `Engine.resume`."""
         shim.request(self._directory(id), "resume")
+
+    def exec(self, request: ExecRequest) -> int:
+        """See `Engine.exec`."""
+        raise unsupported("local", "start a further process in a container", "a containerd engine can")
+
+    def pids(self, id: str) -> list[int]:
+        """See `Engine.pids`."""
+        raise unsupported("local", "list the processes of a container", "a containerd engine can")
+
+    def stats(self, id: str) -> Stats:
+        """See `Engine.stats`."""
+        raise unsupported("local", "measure a container", "a containerd engine can")
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """See `Engine.update`."""
+        raise unsupported("local", "change the limits of a running container", "a containerd engine can")
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """See `Engine.checkpoint`."""
+        raise unsupported("local", "checkpoint a container", "a containerd engine can")
+
+    def delete_process(self, id: str, process: str) -> None:
+        """See `Engine.delete_process`: there is none."""
 
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. When it returns the shim has ended and, where it was ours, is reaped."""

@@ -1,0 +1,467 @@
+"""The containerd engine: containers through a containerd 1.x or 2.x, over its own services (C26).
+
+Of ours on the host is one directory per daemon and namespace: in it each container's bundle with the fifos, which the
+daemon's shims open by path. What is known of a container lies with containerd, as labels, so every client sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import urllib.parse
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+from libctrd import directory, ids, protos
+from libctrd import spec as specs
+from libctrd.engine import cgroups, metrics, runc, store
+from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
+from libctrd.engine.channel import Channel
+from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
+from libctrd.engine.rootfs import Rootfs
+from libctrd.errors import (
+    AlreadyExistsError,
+    CtrdError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeFailedError,
+    UnavailableError,
+    UnsupportedError,
+    from_os_error,
+)
+from libctrd.reactor import Reactor
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
+
+log = logging.getLogger("libctrd")
+
+PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+STARTED = "started"
+EXITED = "exit.json"
+CREATE_SECONDS = 35.0  # the shim itself gives up after 30
+DELETE_SECONDS = 15.0
+SIGKILL = 9
+
+_STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
+_exit_decoder = msgspec.json.Decoder(ExitStatus)
+
+
+class ContainerdEngine:
+    """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
+    none.
+    """
+
+    def __init__(self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None) -> None:
+        self.address = channel.address
+        self._channel = channel
+        self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
+        self._runc_root = os.path.join(base, ".runc")
+        self._default_runtime = runtime
+        self._sink: Sink = lambda event: None
+        self._exits = Exits(channel, reactor, self._is_back)
+        self._exits.sink = self._tell
+        self._store = store.Store(channel, self.root)
+        self._rootfs = Rootfs(channel)
+        # Guards the two tables: the records of what this client made, for what is asked of each of them again and
+        # again; and what is to be deleted as soon as containerd is back.
+        self._lock = threading.Lock()
+        self._records: dict[str, Record] = {}
+        self._late: set[str] = set()
+
+    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
+        return self._channel.call(method, request, doing=doing, timeout=timeout)
+
+    # ---- what there is -------------------------------------------------------------------------------------------
+
+    def info(self) -> EngineInfo:
+        """See `Engine.info`."""
+        version = store.version(self._channel)
+        return EngineInfo(
+            "containerd",
+            self.address,
+            runtime=self._default_runtime or runc.SHIM,
+            cgroups="v2" if cgroups.unified() else "v1",
+            version=version,
+            generation=f"containerd {version.partition('.')[0]}.x",
+            namespace=self._channel.namespace,
+            plugins=tuple(f"{kind} {name}" for kind, name in store.plugins(self._channel)),
+        )
+
+    def subscribe(self, sink: Sink) -> None:
+        """See `Engine.subscribe`."""
+        self._sink = sink
+
+    def records(self) -> list[Record]:
+        """See `Engine.records`: those that other programs made, too."""
+        return self._store.list()
+
+    def record(self, id: str) -> Record:
+        """See `Engine.record`."""
+        return self._store.record(id)
+
+    def spec(self, id: str) -> Spec:
+        """See `Engine.spec`."""
+        return self._store.spec(id)
+
+    def snapshot(self, id: str) -> Snapshot:
+        """See `Engine.snapshot`."""
+        try:
+            process = self._process(id)
+        except NotFoundError:
+            return self._without_task(id)
+        status = _STATUS.get(process.status, "stopped")
+        if status == "stopped":
+            return Snapshot(status, exit=self._with_oom(id, exit_status(process.exit_status, process.exited_at)))
+        return Snapshot(status, process.pid)
+
+    def _process(self, id: str, exec_id: str = "") -> Any:
+        request = protos.message("containerd.services.tasks.v1.GetRequest")(container_id=ids.check(id), exec_id=exec_id)
+        return self._call(f"{TASKS}/Get", request, f"look at container {id!r}").process
+
+    def _without_task(self, id: str) -> Snapshot:
+        """A container without a task was not started yet; or newer daemons have forgotten how it ended (C26)."""
+        self._store.record(id)
+        where = os.path.join(self.root, id)
+        try:
+            with open(os.path.join(where, EXITED), "rb") as file:
+                return Snapshot("stopped", exit=_exit_decoder.decode(file.read()))
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("the exit record of container %s cannot be read: %s", id, error)
+        if os.path.lexists(os.path.join(where, STARTED)):
+            return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
+        return Snapshot("created")
+
+    # ---- a start -------------------------------------------------------------------------------------------------
+
+    def plan(self, id: str, bundle: str, spec: Spec, wanted: Wanted) -> tuple[Record, Spec]:
+        """See `Engine.plan`. Adds a cgroup of this daemon's and namespace's own, so that equal ids never meet."""
+        runtime = runc.choose(wanted.runtime or self._default_runtime, wanted.runtime_args, self._runc_root)
+        linux = spec.get("linux") or {}
+        path = linux.get("cgroupsPath")
+        if path is None:
+            mark = cgroups.mark(self.root)
+            path = f"system.slice:ctrd-{mark}:{id}" if runtime.systemd_cgroup else f"/ctrd-{mark}-{id}"
+            spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        if not wanted.has_rootfs:
+            spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
+        record = Record(
+            id=id,
+            bundle=bundle,
+            created_at=datetime.now(timezone.utc),
+            runtime=runtime.binary or runtime.name,
+            runtime_args=wanted.runtime_args,
+            terminal=bool((spec.get("process") or {}).get("terminal")),
+            own_pid_namespace=specs.own_namespace(spec, "pid"),
+            cgroup=path if path.startswith("/") else "",
+            labels=wanted.labels,
+            image=wanted.image,
+            snapshot=wanted.snapshot or (id if wanted.image else ""),
+            snapshotter=self._rootfs.snapshotter if wanted.image or wanted.snapshot else "",
+            mounts=wanted.mounts,
+        )
+        return record, spec
+
+    def _runtime(self, record: Record) -> runc.Runtime:
+        return runc.choose(record.runtime, record.runtime_args, self._runc_root)
+
+    def reserve(self, record: Record, config: bytes) -> None:
+        """See `Engine.reserve`."""
+        self._delete_late(record.id)
+        with self._rootfs.prepared(record) as lease:
+            self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+        with self._lock:
+            self._records[record.id] = record
+
+    def release(self, id: str) -> None:
+        """See `Engine.release`: containerd has forgotten it with `delete`."""
+
+    def create(self, request: CreateRequest) -> int:
+        """See `Engine.create`."""
+        record = request.record
+        self._claim_start(record)
+        options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
+        stdin, stdout, stderr = self._stdio(request)
+        package = protos.package("containerd.services.tasks.v1")
+        task = package.CreateTaskRequest(
+            container_id=record.id,
+            rootfs=self._rootfs.mounts(record),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            terminal=record.terminal,
+            options=options,
+        )
+        # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
+        with _read_ends(stdout, stderr):
+            reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        self._exits.add(record.id, INIT, reply.pid)
+        start = package.StartRequest(container_id=record.id)
+        pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        assert isinstance(pid, int)
+        return pid
+
+    def _claim_start(self, record: Record) -> None:
+        """Of two who start a container one is first. What it leaves tells later an ended one from one that waits."""
+        if record.foreign:
+            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
+        path = os.path.join(self.root, record.id, STARTED)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once") from None
+        except OSError as error:
+            raise from_os_error(error, f"leave word that container {record.id!r} was started, {path!r}") from error
+
+    def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
+        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
+        try:
+            return self._call(method, request, doing, timeout)
+        except (InvalidArgumentError, NotFoundError) as error:
+            raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
+
+    def _stdio(self, request: CreateRequest) -> tuple[str, str, str]:
+        """The paths of stdin, stdout and stderr for the shim, which is told what becomes of them when nobody reads."""
+        stdin, stdout, stderr = request.stdin, request.stdout, request.stderr
+        if request.unattended == "hold":
+            return stdin, stdout, "" if request.record.terminal else stderr
+        if request.attended:
+            raise UnsupportedError(
+                f"the containerd engine cannot {request.unattended} output once its reader has gone: "
+                "say unattended='hold', or start it with stdio=DETACHED"
+            )
+        if request.auto_remove:
+            raise UnsupportedError(
+                "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
+            )
+        where = request.log if request.unattended == "log" else os.devnull
+        sink = "file://" + urllib.parse.quote(where)
+        return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
+
+    def exec(self, request: ExecRequest) -> int:
+        """See `Engine.exec`. A process that could not be started is gone again."""
+        id, name = request.record.id, request.process
+        if name == id:
+            raise InvalidArgumentError(f"a process of container {id!r} cannot have the name of the container")
+        package = protos.package("containerd.services.tasks.v1")
+        what = package.ExecProcessRequest(
+            container_id=id,
+            exec_id=name,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr="" if request.terminal else request.stderr,
+            terminal=request.terminal,
+            spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
+        )
+        self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
+        self._exits.add(id, name, 0)
+        try:
+            with _read_ends(request.stdout, request.stderr):
+                start = package.StartRequest(container_id=id, exec_id=name)
+                pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
+        except BaseException:
+            self._exits.forget(id, name)
+            with contextlib.suppress(CtrdError):  # the error of the start is what counts
+                self.delete_process(id, name)
+            raise
+        assert isinstance(pid, int)
+        return pid
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def watch(self, id: str) -> None:
+        """See `Engine.watch`."""
+        if self._exits.known(id):
+            return
+        snapshot = self.snapshot(id)
+        if snapshot.exit is not None:
+            self._sink(Event(id, "exit", INIT, snapshot.exit))
+        elif snapshot.pid:
+            self._exits.add(id, INIT, snapshot.pid)
+        else:
+            self._exits.start()
+
+    def _tell(self, event: Event) -> None:
+        """Called by a thread that must not wait: hands on what happened."""
+        if event.type == "exit" and event.process == INIT and event.status is not None:
+            event = msgspec.structs.replace(event, status=self._with_oom(event.id, event.status))
+        self._sink(event)
+
+    def _with_oom(self, id: str, status: ExitStatus) -> ExitStatus:
+        """containerd tells of memory that ran out at its leisure, maybe after the exit; the cgroup knows by now."""
+        with self._lock:
+            record = self._records.get(id)
+        if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
+            return status
+        return msgspec.structs.replace(status, oom_killed=True)
+
+    def _is_back(self) -> None:
+        """containerd was away and is back: what it should have deleted meanwhile is deleted."""
+        with self._lock:
+            late = list(self._late)
+        for id in late:
+            try:
+                self._delete_late(id)
+            except CtrdError as error:
+                log.warning("container %s has ended and could not be deleted: %s", id, error)
+
+    def _delete_late(self, id: str) -> None:
+        with self._lock:
+            if id not in self._late:
+                return
+        self._delete(id, force=True)
+        with self._lock:
+            self._late.discard(id)
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
+        """See `Engine.signal`."""
+        request = protos.message("containerd.services.tasks.v1.KillRequest")(
+            container_id=id, exec_id=_exec_id(process), signal=number, all=everyone
+        )
+        self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`."""
+        request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
+            container_id=id, exec_id=_exec_id(process), stdin=True
+        )
+        self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
+
+    def resize(self, id: str, process: str, width: int, height: int) -> None:
+        """See `Engine.resize`."""
+        request = protos.message("containerd.services.tasks.v1.ResizePtyRequest")(
+            container_id=id, exec_id=_exec_id(process), width=width, height=height
+        )
+        self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        self._exits.subscribed()
+        request = protos.message("containerd.services.tasks.v1.PauseTaskRequest")(container_id=id)
+        self._call(f"{TASKS}/Pause", request, f"pause container {id!r}")
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        self._exits.subscribed()
+        request = protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id)
+        self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+
+    def pids(self, id: str) -> list[int]:
+        """See `Engine.pids`."""
+        request = protos.message("containerd.services.tasks.v1.ListPidsRequest")(container_id=id)
+        found = self._call(f"{TASKS}/ListPids", request, f"list the processes of container {id!r}").processes
+        return sorted(process.pid for process in found)
+
+    def stats(self, id: str) -> Stats:
+        """See `Engine.stats`."""
+        request = protos.message("containerd.services.tasks.v1.MetricsRequest")(filters=[f"id=={ids.check(id)}"])
+        found = self._call(f"{TASKS}/Metrics", request, f"measure container {id!r}").metrics
+        if not found:
+            raise NotFoundError(f"container {id!r} is not running any more")
+        return metrics.stats(found[0])
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """See `Engine.update`."""
+        request = protos.message("containerd.services.tasks.v1.UpdateTaskRequest")(
+            container_id=id, resources=protos.any(RESOURCES, msgspec.json.encode(resources))
+        )
+        self._failing(f"{TASKS}/Update", request, f"change the limits of container {id!r}")
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """See `Engine.checkpoint`."""
+        options = protos.message("containerd.runc.v1.CheckpointOptions")(
+            exit=not leave_running,
+            open_tcp=True,
+            external_unix_sockets=True,
+            empty_namespaces=["network"],
+            image_path=path,
+        )
+        request = protos.message("containerd.services.tasks.v1.CheckpointTaskRequest")(
+            container_id=id,
+            options=protos.any("containerd.runc.v1.CheckpointOptions", options.SerializeToString()),
+        )
+        self._failing(f"{TASKS}/Checkpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def delete_process(self, id: str, process: str) -> None:
+        """See `Engine.delete_process`. It throws away what was not read: called once the output has come to its end."""
+        self._exits.forget(id, process)
+        request = protos.message("containerd.services.tasks.v1.DeleteProcessRequest")(container_id=id, exec_id=process)
+        with contextlib.suppress(NotFoundError):
+            self._call(f"{TASKS}/DeleteProcess", request, f"delete process {process!r} of {id!r}", DELETE_SECONDS)
+
+    def delete(self, id: str, force: bool = False) -> None:
+        """See `Engine.delete`. While containerd is away it is put off until it is back."""
+        try:
+            self._delete(id, force)
+        except (UnavailableError, DeadlineError) as error:
+            log.warning("container %s is deleted once containerd is back: %s", id, error)
+            with self._lock:
+                self._late.add(id)
+
+    def _delete(self, id: str, force: bool) -> None:
+        """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
+        if force:
+            self._end(id)
+        self._exits.forget(id)
+        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
+        with contextlib.suppress(NotFoundError):
+            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
+        with self._lock:
+            record = self._records.pop(id, None)
+        if record is None:
+            with contextlib.suppress(NotFoundError):
+                record = self.record(id)
+        self._store.remove(id)
+        if record is not None:
+            self._rootfs.remove(record)
+
+    def _end(self, id: str) -> None:
+        """Kills whatever runs in the container, and returns when it has ended."""
+        try:
+            process = self._process(id)
+            if _STATUS.get(process.status) not in ("running", "paused"):
+                return
+            self.signal(id, INIT, SIGKILL, everyone=True)
+            if _STATUS[process.status] == "paused":  # frozen by cgroup v1, it takes no signal
+                with contextlib.suppress(CtrdError):
+                    self.resume(id)
+            wait = protos.message("containerd.services.tasks.v1.WaitRequest")(container_id=id)
+            self._call(f"{TASKS}/Wait", wait, f"see the end of container {id!r}", DELETE_SECONDS)
+        except NotFoundError:
+            pass  # there is none
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._exits.close()
+        self._channel.close()
+
+
+def _exec_id(process: str) -> str:
+    return "" if process == INIT else process
+
+
+@contextlib.contextmanager
+def _read_ends(*paths: str) -> Any:
+    """Holds a read end of each fifo open: containerd's shim holds both from its own open on."""
+    held = []
+    try:
+        for path in paths:
+            if path.startswith("/"):
+                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        yield
+    except OSError as error:
+        raise from_os_error(error, f"open the fifos {paths!r} for reading") from error
+    finally:
+        for fd in held:
+            os.close(fd)

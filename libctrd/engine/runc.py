@@ -1,0 +1,96 @@
+"""What containerd is told of the OCI runtime: its runtime's name, and the options of the runc shim (C1, C8)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from libctrd import protos
+from libctrd.errors import InvalidArgumentError, NotFoundError, UnsupportedError
+
+SHIM = "io.containerd.runc.v2"
+"""containerd's runtime of runc, crun and all that have their command line."""
+
+_WHERE = ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+class Runtime:
+    """A choice of runtime: *name* is containerd's, *binary* the OCI runtime's path ("": the shim's own choice)."""
+
+    def __init__(self, name: str, binary: str, arguments: tuple[str, ...], root: str) -> None:
+        self.name = name
+        self.binary = binary
+        self._root = root
+        self._systemd = False
+        self._read(arguments)
+
+    def _read(self, arguments: tuple[str, ...]) -> None:
+        """Takes the runtime's own arguments. What the shim cannot pass on is an error, not a log line (C1)."""
+        if arguments and not self.takes_options:
+            raise UnsupportedError(f"containerd's runtime {self.name!r} takes no arguments: leave runtime_args out")
+        rest = list(arguments)
+        while rest:
+            word, equals, value = rest.pop(0).partition("=")
+            if word == "--systemd-cgroup" and value in ("", "true"):
+                self._systemd = True
+            elif word == "--root" and (equals or rest):
+                self._root = value if equals else rest.pop(0)
+                if not os.path.isabs(self._root):
+                    raise InvalidArgumentError(f"the runtime's --root {self._root!r} is not absolute: say --root=/DIR")
+            else:
+                raise UnsupportedError(
+                    f"the containerd engine cannot give the runtime the argument {word!r}: "
+                    "its shim knows --root=/DIR and --systemd-cgroup only"
+                )
+
+    @property
+    def takes_options(self) -> bool:
+        """Is it runc's shim, the one that knows the options that are made here?"""
+        return self.name.startswith("io.containerd.runc.") or os.path.basename(self.name).startswith(
+            "containerd-shim-runc-"
+        )
+
+    @property
+    def systemd_cgroup(self) -> bool:
+        """Are its cgroups systemd's to make?"""
+        return self._systemd
+
+    def options(self, no_pivot_root: bool = False, checkpoint: str = "") -> Any:
+        """The options of this runtime as a message; ``None`` for a shim that has others than runc's.
+
+        The root is never left to containerd: its default is one directory for all daemons of the host, in which a
+        container of another daemon with the same namespace and id would be destroyed.
+        """
+        if not self.takes_options:
+            if no_pivot_root or checkpoint:
+                what = "no pivot root" if no_pivot_root else "a checkpoint to start from"
+                raise UnsupportedError(f"containerd's runtime {self.name!r} does not know {what}")
+            return None
+        options = protos.message("containerd.runc.v1.Options")(
+            no_pivot_root=no_pivot_root,
+            binary_name=self.binary,
+            root=self._root,
+            systemd_cgroup=self._systemd,
+            criu_image_path=checkpoint,
+        )
+        return protos.any("containerd.runc.v1.Options", options.SerializeToString())
+
+
+def choose(runtime: str | None, arguments: tuple[str, ...], root: str) -> Runtime:
+    """The runtime that a caller named: a path or a name of an OCI runtime, containerd's name of one, a shim's path.
+
+    Raises `NotFoundError` when it is not there, `UnsupportedError` for arguments that cannot be passed on.
+    """
+    if runtime is None:
+        return Runtime(SHIM, "", arguments, root)
+    if runtime.startswith("io.containerd."):
+        return Runtime(runtime, "", arguments, root)
+    if not runtime or "\0" in runtime or ("/" in runtime and not os.path.isabs(runtime)):
+        raise InvalidArgumentError(f"the runtime {runtime!r} is neither a name nor an absolute path")
+    path = shutil.which(runtime, path=os.environ.get("PATH", os.defpath) + _WHERE)
+    if path is None:
+        raise NotFoundError(f"there is no runtime {runtime!r} that could be executed: install it or name another")
+    if os.path.basename(path).startswith("containerd-shim-"):
+        return Runtime(path, "", arguments, root)
+    return Runtime(SHIM, path, arguments, root)

@@ -1,0 +1,135 @@
+"""The order of a start: of a container (C6), and of a further process in one (C21). Both run under its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from libctrd._checks import one_line
+from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, RuntimeFailedError
+from libctrd.process import Process
+from libctrd.state import INIT
+from libctrd.stdio import Callback, Choice, Stdio
+from libctrd.stdio import path as fifo_path
+
+if TYPE_CHECKING:
+    from libctrd.container import Container
+
+_SIGKILL = 9
+
+RAMDISK = "DOCKER_RAMDISK"
+"""The environment variable that, when not empty, asks for no pivot root (C8)."""
+
+
+def launch(
+    container: Container,
+    streams: Choice | Stdio | Callback,
+    *,
+    unattended: Unattended,
+    log: str,
+    drain_timeout: float | None,
+    auto_remove: bool,
+    checkpoint: str,
+) -> Process:
+    """Starts the container, up to its report, in the order of C6."""
+    client = container._client
+    client._check_open()
+    container._require_not_started()
+    if client._engine.snapshot(container.id).status != "created":  # another was quicker: its fifos stay untouched
+        raise started_already(container.id)
+    init = Process(container, INIT, container._record.terminal, streams, drain_timeout)
+    if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
+        raise InvalidArgumentError(
+            "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
+            "otherwise a client cleans, or output would be lost that is held for one"
+        )
+    try:
+        init.open()
+        container._processes[INIT] = init
+        client._register(container)
+        if init.streams.callback is not None:
+            init.streams.callback(init.streams.pipe)
+        request = CreateRequest(
+            container._record,
+            **_fifos(init, container),
+            no_pivot_root=bool(os.environ.get(RAMDISK)),
+            unattended=unattended,
+            log=log,
+            attended=not init.streams.left_to_others,
+            auto_remove=auto_remove,
+            checkpoint=checkpoint,
+        )
+        pid = client._engine.create(request)
+    except BaseException as error:
+        said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
+        container._processes.clear()
+        if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
+            init.streams.close()
+            client._forget(container)
+            raise
+        init.failed()
+        if container._created_here:
+            client._remove(container, force=True)
+        else:
+            client._forget(container)
+        if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
+            told = f"{error}: {one_line(said)}"
+            raise RuntimeFailedError(told, output=said, exit_code=error.exit_code) from error
+        raise
+    container._owned = not init.streams.left_to_others
+    container._told_of = True
+    init.pid = pid
+    return init
+
+
+def add(
+    container: Container,
+    name: str,
+    settings: dict[str, Any],
+    streams: Choice | Stdio | Callback,
+    drain_timeout: float | None,
+) -> Process:
+    """Starts a further process in the order of C21. A failed start leaves no fifo; a failing callback ends it.
+
+    *container* is the object that its events reach. They are handled under its lock, so its end, however soon, finds
+    the process registered.
+    """
+    client = container._client
+    if name in container._processes:
+        raise AlreadyExistsError(f"container {container.id!r} has a process {name!r} already: choose another name")
+    process = Process(container, name, bool(settings["terminal"]), streams, drain_timeout)
+    try:
+        process.open()
+        process.pid = client._engine.exec(
+            ExecRequest(container._record, name, settings, process.terminal, **_fifos(process, container))
+        )
+    except BaseException:
+        process.failed()
+        container._leave_bundle()
+        raise
+    container._processes[name] = process
+    try:
+        if process.streams.callback is not None:
+            process.streams.callback(process.streams.pipe)
+        process.began()
+    except BaseException:
+        process.streams.close()
+        with contextlib.suppress(NotFoundError):  # it has ended by itself
+            client._engine.signal(container.id, name, _SIGKILL)
+        raise
+    return process
+
+
+def _fifos(process: Process, container: Container) -> dict[str, str]:
+    """The paths of its fifos, by stream. With a terminal stderr is named though it is not there (C8)."""
+    names = process.streams.names()
+    if process.terminal:
+        names.append("stderr")
+    return {name: fifo_path(container.bundle, process.name, name) for name in names}
+
+
+def started_already(id: str) -> AlreadyExistsError:
+    """The error of a second start."""
+    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
