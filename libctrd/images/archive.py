@@ -14,7 +14,7 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final, TypeAlias, cast
 
@@ -25,6 +25,7 @@ from libctrd.images import compression, documents
 from libctrd.images.content import FRAME, Content
 from libctrd.images.documents import Config, Descriptor, Index, Manifest, short
 from libctrd.images.intake import Progress, Report
+from libctrd.images.reference import is_digest
 
 File: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 NAME_NOTE: Final = "io.containerd.image.name"
@@ -88,8 +89,8 @@ class Archive:
             if isinstance(error, InvalidArgumentError):
                 raise
             raise InvalidArgumentError(
-                f"{self.what} cannot be read as a tar: {error} (give the tar of an OCI layout or of docker save, plain, "
-                f"gzip or zstd)"
+                f"{self.what} cannot be read as a tar: {error} (give the tar of an OCI layout or of docker save, be it "
+                f"plain, gzip or zstd)"
             ) from error
         except OSError as error:
             raise from_os_error(error, f"read {self.what} (read)") from error
@@ -151,7 +152,7 @@ class Archive:
         if not size:
             return
         expected = f"sha256:{name.removeprefix(_BLOBS)}" if name.startswith(_BLOBS) else ""
-        if expected and not documents.is_digest(expected):
+        if expected and not is_digest(expected):
             return
         done, digest = 0, hashlib.sha256()
         with self._content.write(f"{name!r} of {self.what}", digest=expected, size=size, lease=lease) as writer:
@@ -265,7 +266,7 @@ class Archive:
 
     def _saved(self, saved: _Saved) -> list[Descriptor]:
         """Makes the manifest that ``docker save`` leaves out; one descriptor for each name that the image has."""
-        config = self._identify(saved.config, documents.DOCKER_CONFIG, lambda: "")
+        config = self._identify(saved.config, documents.DOCKER_CONFIG)
         what = f"the config {short(config.digest)} of {self.what}"
         diff_ids = documents.decode(self.document(config, what), Config, what).rootfs.diff_ids
         if len(diff_ids) != len(saved.layers):
@@ -278,7 +279,7 @@ class Archive:
                 kind = compression.kind_of(next(self._read(member), b"")[: compression.HEAD])
             media_type = documents.DOCKER_LAYER + _LAYER_TYPES[kind]
             # A plain layer's digest is its diff_id, or it will be refused when it passes: no need to read it twice.
-            layers.append(self._identify(name, media_type, lambda kind=kind, diff_id=diff_id: "" if kind else diff_id))
+            layers.append(self._identify(name, media_type, "" if kind else diff_id))
         media_type = documents.DOCKER_MANIFEST
         made = self.make(Manifest(config=config, layers=layers, media_type=media_type), media_type)
         names = saved.repo_tags or [""]
@@ -292,11 +293,11 @@ class Archive:
             for name in names
         ]
 
-    def _identify(self, name: str, media_type: str, known: Callable[[], str]) -> Descriptor:
+    def _identify(self, name: str, media_type: str, known: str = "") -> Descriptor:
         """The descriptor of the member *name*, with its digest as it is *known*, found in the store, or computed."""
         member = self._resolve(name)
         blob = self._members[member]
-        digest = blob.digest or known()
+        digest = blob.digest or known
         if not digest:
             found = hashlib.sha256()
             for chunk in self._read(member):
@@ -332,19 +333,19 @@ class _Pieces(io.RawIOBase):
 
 
 @contextmanager
-def opened(
-    source: File, content: Content, lease: str, report: Report | None = None
-) -> Iterator[Archive]:
+def opened(source: File, content: Content, lease: str, report: Report | None = None) -> Iterator[Archive]:
     """The archive in *source*, a path or a file that is open for reading bytes, which stays open and is the caller's.
 
     Blobs of one that comes only once go to *content*, under *lease*. Raises `NotFoundError` when there is no such
     file, `UnavailableError` when it cannot be read, `InvalidArgumentError` when it is no image archive.
     """
-    if hasattr(source, "read"):
+    if not isinstance(source, (str, os.PathLike)):
         name = getattr(source, "name", "")
-        yield Archive(source, repr(name) if isinstance(name, str) and name else "(an open file)", content, lease, report)
+        yield Archive(
+            source, repr(name) if isinstance(name, str) and name else "(an open file)", content, lease, report
+        )
         return
-    path = os.fspath(cast("str | os.PathLike[str]", source))
+    path = os.fspath(source)
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below, when its errors are not ours to explain
     except OSError as error:

@@ -34,10 +34,10 @@ Ask: TypeAlias = Callable[[], Accounts]
 def to_spec(settings: Settings, args: Sequence[str] | None, accounts: Ask, image: str, **more: Any) -> dict[str, Any]:
     """The spec of a container of the image, whose root file system is a snapshot's: ``root.path`` is ``rootfs``.
 
-    *args* take the place of the image's ``Cmd`` and come after its ``Entrypoint``. *more* is what `libctrd.spec.default`
-    takes and counts before the image's word; ``env`` is added to the image's, and ``user`` may be a name. Raises
-    `InvalidArgumentError` when the image says nothing of what to run and *args* does not either, or its config cannot be,
-    and `NotFoundError` for a user or group that the image does not have.
+    *args* take the place of the image's ``Cmd`` and come after its ``Entrypoint``. *more* is what
+    `libctrd.spec.default` takes, and counts before the image's word; ``env`` is added to the image's, and ``user``
+    may be a name. Raises `InvalidArgumentError` when neither the image nor *args* says what to run, or something of
+    it cannot be, and `NotFoundError` for a user or group that the image does not have.
     """
     words = [*(settings.entrypoint or ()), *((settings.cmd or ()) if args is None else args)]
     if not words:

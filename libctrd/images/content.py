@@ -97,7 +97,9 @@ class Content:
     def blobs(self) -> list[str]:
         """The digests of all blobs of the namespace."""
         doing = "list the content store"
-        call = self._channel.stream(f"{_SERVICE}/List", self._types.ListContentRequest(), doing=doing, timeout=_PATIENCE)
+        call = self._channel.stream(
+            f"{_SERVICE}/List", self._types.ListContentRequest(), doing=doing, timeout=_PATIENCE
+        )
         return [info.digest for answer in call for info in answer.info]
 
     def ingests(self) -> list[str]:

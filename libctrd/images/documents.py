@@ -79,7 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 class RootFS(msgspec.Struct, frozen=True):
     """The digests of the layers as plain tar, lowest first."""
 
-    diff_ids: list[str] = []  # noqa: RUF012 - msgspec copies it
+    diff_ids: list[str] = []
     type: str = ""
 
 

@@ -2,7 +2,7 @@
 
 A token or a password goes to the registry that it is for, and never along a redirect to another host. What fails
 for the moment (429, 5xx, a connection that broke) is tried again a bounded number of times; waiting ends at once
-when the pull is given up. Source: OCI distribution specification 1.1; the token protocol of Docker's registry; RFC 9110.
+when the pull is given up. Sources: OCI distribution specification 1.1, Docker's token protocol, RFC 9110.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _CHALLENGE: Final = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s
 class Http:
     """Requests to the registry at *base* (``https://host:port``), called *host* in errors.
 
-    Any thread may use it, each with a connection of its own. ``_lock`` guards the authorization and the set of answers that are
-    being read; a thread that finds an old authorization refused asks for a new one, and two that do so at the same
-    time both get a good one.
+    Any thread may use it, each with a connection of its own. ``_lock`` guards the authorization and the set of answers
+    that are being read; a thread that finds an old authorization refused asks for a new one, and two that do so at the
+    same time both get a good one.
     """
 
     def __init__(self, base: str, host: str, scope: str, login: Login, ca: str | None, timeout: float) -> None:
@@ -211,7 +211,9 @@ class Http:
         if status in (401, 403):
             kind, what = UnavailableError, f"refuses with {status}{said}: give credentials that may read it, or log in"
         elif status == 404:
-            return NotFoundError(f"could not {doing}: registry {self._host} does not have it (404{said and f', {text}'})")
+            return NotFoundError(
+                f"could not {doing}: registry {self._host} does not have it (404{said and f', {text}'})"
+            )
         elif status == 429:
             again = _retry_after(answer)
             kind = UnavailableError
@@ -268,7 +270,7 @@ class Http:
         parts = urlsplit(realm)
         secure = urlsplit(self._base).scheme == "https"
         if parts.scheme not in ("http", "https") or not parts.hostname or (secure and parts.scheme == "http"):
-            raise UnavailableError(f"could not {doing}: registry {self._host} wants a token from {realm!r}, a bad address")
+            raise UnavailableError(f"could not {doing}: registry {self._host} wants a token from {realm!r}: it may not")
         query = {"service": fields["service"]} if fields.get("service") else {}
         query["scope"] = fields.get("scope") or self._scope
         pair = self._login.credentials()

@@ -1,6 +1,9 @@
 """`Images`: what a client does with the images of its containerd, each as one call."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -13,6 +16,7 @@ from libctrd.images.config import Accounts
 from libctrd.images.content import Content
 from libctrd.images.documents import Descriptor, Settings
 from libctrd.images.intake import Intake, Part, Plan, Report, Source
+from libctrd.images.login import Login
 from libctrd.images.platforms import Platform
 from libctrd.images.snapshots import Snapshots, chain_ids, default_snapshotter
 
@@ -89,7 +93,7 @@ class Images:
         return [self._image(record) for record in sorted(self._store.list(), key=lambda record: str(record.name))]
 
     def get(self, ref: str) -> Image:
-        """The image that *ref* (``busybox`` is short for a full name) stands for; `NotFoundError` when it is not here."""
+        """The image *ref* (``busybox`` is short for a full name); `NotFoundError` when it is not here."""
         return self._image(self._record(ref))
 
     def remove(self, ref: str) -> None:
@@ -217,7 +221,7 @@ class Images:
         """
         wanted = _platform(platform, all_platforms)
         name = reference.parse(ref)
-        login = registry.Login(name, credentials)
+        login = Login(name, credentials)
         if through_daemon is None:
             through_daemon = ca is None and transfer.offered(self._channel)
         with leases.held(self._channel) as lease:
@@ -229,7 +233,11 @@ class Images:
                         "not through the daemon"
                     )
                 root = transfer.fetch(
-                    self._channel, name, lease, wanted, login=login, insecure_http=insecure_http, progress=progress
+                    *(self._channel, name, lease, wanted),
+                    login=login,
+                    insecure_http=insecure_http,
+                    timeout=timeout,
+                    progress=progress,
                 )
                 source = _Kept(self._content)
                 return self._take(source, root, wanted, name, lease, allow_devices, None)
@@ -255,7 +263,7 @@ class Images:
     # ---- for containers ----------------------------------------------------------------------------------------------
 
     def spec(self, ref: str, args: Sequence[str] | None = None, **settings: Any) -> dict[str, Any]:
-        """The OCI spec of a container of the image *ref*: its config as the image has it, where the caller says nothing.
+        """The OCI spec of a container of the image *ref*, as the image's config wants it where the caller says nothing.
 
         *args* take the place of the image's ``Cmd``; *settings* are those of `libctrd.spec.default`, where ``user``
         may also be a name that the image knows. ``root.path`` is ``rootfs``, for a snapshot from `prepare`. Raises
@@ -287,6 +295,14 @@ class Images:
     def unprepare(self, key: str) -> None:
         """Removes the snapshot *key* of a container; one that is not there is fine."""
         self._snapshots.remove(key)
+
+    def leased(self) -> AbstractContextManager[str]:
+        """A lease for a block, which gets its id: for what `prepare` makes, until a container refers to it.
+
+        When the block raises, all that only the lease held is gone before the error goes on; a lease that is not
+        ended, since its holder was killed, expires within a day.
+        """
+        return leases.held(self._channel)
 
     def _plan(self, ref: str) -> tuple[Plan, str]:
         """The documents of *ref* for this host, and its full name."""

@@ -1,10 +1,10 @@
 """One image on its way in, from an archive or a registry, into the content store and the snapshotter.
 
 First all documents are read and everything about them is checked, so that what cannot be taken is refused before
-any layer moves. Then the layers pass: each goes into the store and, with the same bytes, through the check of what may be
-in a layer. Then the documents are written with the labels that keep their blobs from being collected, and the layers
-are unpacked. The image's name is not set here: it is the last step of whoever takes the image in, so that a half-taken
-image never has one.
+any layer moves. Then the layers pass: each goes into the store and, with the same bytes, through the check of what may
+be in a layer. Then the documents are written, with the labels that keep their blobs from being collected, and the
+layers are unpacked. The image's name is not set here: it is the last step of whoever takes the image in, so that a
+half-taken image never has one.
 """
 
 import threading
@@ -257,18 +257,14 @@ class Intake:
             self._report(Progress(layer.digest, "layer", layer.size, layer.size, existed=True))
             if all(self._snapshots.exists(chain) for chain in chains):
                 return  # it was unpacked before, and what is in the store cannot change
-            found = layers.check(
-                self._content.read(layer.digest, layer.size), what, allow_devices=self._allow_devices
-            )
+            found = layers.check(self._content.read(layer.digest, layer.size), what, allow_devices=self._allow_devices)
         if diff_ids != {found}:
             raise InvalidArgumentError(
                 f"{what} is not the one that the image's config tells of: its digest as plain tar is {found}, not "
                 f"{', '.join(diff_ids - {found})}"
             )
 
-    def _sent(
-        self, layer: Descriptor, write: Callable[[bytes], None], chunks: Iterator[bytes]
-    ) -> Iterator[bytes]:
+    def _sent(self, layer: Descriptor, write: Callable[[bytes], None], chunks: Iterator[bytes]) -> Iterator[bytes]:
         done = 0
         for chunk in chunks:
             if self._stop.is_set():

@@ -32,7 +32,7 @@ class _Entry(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Entry:
         try:
-            return cast(_Entry, super().frombuf(buf, encoding, errors))
+            return super().frombuf(buf, encoding, errors)
         except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.EOFHeaderError("end of file") from error  # type: ignore[attr-defined]
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from libctrd.engine.channel import Channel
 
 EXPIRE_LABEL: Final = "containerd.io/gc.expire"
-_DAY: Final = 24 * 3600
+DAY: Final = 24 * 3600
 _SERVICE: Final = "containerd.services.leases.v1.Leases"
 _COLLECT: Final = 60.0  # seconds for a deletion that waits for the collector
 
 
 @contextmanager
-def held(channel: Channel, seconds: float = _DAY) -> Iterator[str]:
+def held(channel: Channel, seconds: float = DAY) -> Iterator[str]:
     """A lease of its own for the block; gives its id. It expires *seconds* from now if nobody ends it.
 
     When the block raises, all that only the lease held is gone before the error goes on.

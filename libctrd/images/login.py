@@ -39,6 +39,11 @@ class Login:
             self._found = _from_file(self._name.host)
         return self._given or self._found
 
+    def is_for(self, host: str) -> bool:
+        """Whether *host* is the registry that the credentials are for."""
+        names = ("docker.io", "registry-1.docker.io", "index.docker.io") if self._name.host == DEFAULT_HOST else ()
+        return host == self._name.host or host in names
+
 
 def config_path() -> str:
     """Where ``docker login`` keeps its file: below ``DOCKER_CONFIG``, else below ``~/.docker``."""

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from libctrd.errors import CancelledError, CtrdError, InvalidArgumentError
 from libctrd.images import documents, intake
 from libctrd.images.content import FRAME
@@ -48,7 +50,7 @@ class Registry:
             raise InvalidArgumentError(
                 f"could not {doing}: {self.what} gives something else for that digest (its digest is {digest})"
             )
-        said = documents.decode(data, _Said, f"what {self.what} gives for image {self._name}").mediaType
+        said = documents.decode(data, _Said, f"what {self.what} gives for image {self._name}").media_type
         self._root = (digest, data)
         return Descriptor(media_type=said or media_type, digest=digest, size=len(data))
 
@@ -121,8 +123,8 @@ class Registry:
         return f"/v2/{self._name.path}/{kind}/{target}"
 
 
-class _Said(documents.msgspec.Struct, frozen=True):
-    mediaType: str = ""  # noqa: N815 - as it stands in the document
+class _Said(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str = ""
 
 
 def _range_from(answer: Any, offset: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from libctrd import protos
-from libctrd.errors import AlreadyExistsError
+from libctrd.errors import AlreadyExistsError, NotFoundError
 from libctrd.images.documents import Descriptor
 
 if TYPE_CHECKING:
@@ -52,6 +52,14 @@ class Store:
         """Removes *name*, and returns when what only it held was collected. `NotFoundError` when it is not there."""
         request = self._types.DeleteImageRequest(name=name, sync=True)
         self._channel.call(f"{_SERVICE}/Delete", request, doing=f"remove the image {name!r}", timeout=_COLLECT)
+
+    def drop(self, name: str) -> None:
+        """Removes *name* and leaves what it held to the collector; one that is not there is fine."""
+        request = self._types.DeleteImageRequest(name=name)
+        try:
+            self._channel.call(f"{_SERVICE}/Delete", request, doing=f"remove the image {name!r}")
+        except NotFoundError:
+            return
 
 
 def descriptor_of(record: Any) -> Descriptor:
