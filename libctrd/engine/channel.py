@@ -56,6 +56,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: DeadlineError,  # a limit of the daemon's own that races ours reads so
 }
+_TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
 class Channel:
@@ -138,6 +139,8 @@ class Channel:
             text = fault_at(self.path, patience) or (
                 f"containerd at {self.path} did not answer {within}: is it stopped or overloaded?"
             )
+        elif code is grpc.StatusCode.UNKNOWN and text.endswith(_TOO_LATE):
+            kind = DeadlineError
         elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and "Sent message larger" in text:
             kind, text = InvalidArgumentError, f"a message to containerd has at most {_LARGEST_MESSAGE >> 20} MiB"
         elif code is grpc.StatusCode.UNIMPLEMENTED:
@@ -161,7 +164,11 @@ class Channel:
         return timeout if timeout is None or self._answered else timeout - _patience(timeout)
 
     def _headers(self, lease: str) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, ("containerd-lease", lease)) if lease else self._metadata
+        if not lease:
+            return self._metadata
+        if not (lease.isascii() and lease.isprintable()):  # gRPC would also tell the process's stderr
+            raise ValueError(f"no lease can be called {lease!r}")
+        return (*self._metadata, ("containerd-lease", lease))
 
     def _prepare(self, method: str, doing: str) -> Callable[..., Any]:
         """What gRPC needs to know for a method, kept: putting that together takes longer than a call."""
@@ -184,7 +191,7 @@ class Channel:
             return call
 
     def _refused(self, error: ValueError, doing: str) -> CtrdError:
-        """gRPC raises ValueError where it does not even begin: on a closed channel, for a lease that is no header."""
+        """ValueError is for what does not even begin: a call on a closed channel, or for a lease that is no header."""
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
