@@ -200,7 +200,7 @@ def test_an_answer_that_does_not_come_costs_the_limit_and_no_more(channel: Chann
     stream = channel.stream(
         "containerd.services.events.v1.Events/Subscribe", EVENTS.SubscribeRequest(), doing="listen", timeout=0.2
     )
-    with pytest.raises(DeadlineError, match="could not listen: .*(did not answer within|deadline exceeded)"):
+    with pytest.raises(DeadlineError, match=r"could not listen: .*(did not answer within|deadline exceeded)"):
         next(stream)
     assert time.monotonic() - began < 1
 
