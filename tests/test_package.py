@@ -29,6 +29,8 @@ MOST_LINES = 500
 # From the lowest layer up. A module may import those of its own layer and of the layers before it.
 LAYERS = (
     ("errors", "ids"),
+    ("protos", "engine.diagnosis"),
+    ("engine.channel",),
     ("_checks", "_proc", "_signals", "_spawn", "proc", "state"),
     ("fifo",),
     ("relay",),
@@ -50,8 +52,11 @@ LAYERS = (
     ("container",),
     ("handling",),
     ("client",),
-    ("engine.ttrpc", "engine.taskshim", "engine.daemon"),
-    ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
+    ("engine.ttrpc",),
+    ("engine.cgroups", "engine.runtime", "engine.shim", "engine.metrics", "engine.runc", "engine.taskshim"),
+    ("engine.exits", "engine.store", "engine.pidfile", "engine.launch", "engine.daemon", "engine.private"),
+    ("engine.rootfs",),
+    ("engine", "engine.containerd", "engine.local"),
     ("once",),
     ("cli",),
 )
@@ -61,8 +66,8 @@ LAYER = {module: number for number, modules in enumerate(LAYERS) for module in m
 ROWS = [*range(1, 20), 28]
 
 # What `import libctrd` must not bring along, and what no public name needs: only the command and some engines do.
-UNWANTED = ("asyncio", "click", "grpc", "multiprocessing", "rich", "subprocess")
-NEVER_WANTED = ("asyncio", "click", "grpc", "rich")
+UNWANTED = ("asyncio", "click", "google", "grpc", "multiprocessing", "rich", "subprocess")
+NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich")
 
 
 def texts() -> dict[str, str]:
@@ -74,7 +79,10 @@ def texts() -> dict[str, str]:
     return {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in found
-        if path not in generated and path.suffix not in (".so", ".pyc") and path.name != "ctrd-shim" and path.exists()
+        if path not in generated
+        and path.suffix not in (".so", ".pyc", ".binpb")
+        and path.name != "ctrd-shim"
+        and path.exists()
     }
 
 

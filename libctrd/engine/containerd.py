@@ -12,7 +12,7 @@ import os
 import threading
 import urllib.parse
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,6 +36,9 @@ from libctrd.errors import (
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
 
@@ -92,6 +95,11 @@ class ContainerdEngine:
             namespace=self._channel.namespace,
             plugins=tuple(f"{kind} {name}" for kind, name in store.plugins(self._channel)),
         )
+
+    @property
+    def images(self) -> Images:
+        """See `Engine.images`."""
+        return self._rootfs.images
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
@@ -266,6 +274,7 @@ class ContainerdEngine:
             with _read_ends(request.stdout, request.stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
+            self._exits.started(id, name, pid)
         except BaseException:
             self._exits.forget(id, name)
             with contextlib.suppress(CtrdError):  # the error of the start is what counts

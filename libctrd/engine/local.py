@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -42,6 +42,9 @@ from libctrd.errors import (
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
 
@@ -74,6 +77,11 @@ class LocalEngine:
         runtime = runtimes.find(self._default_runtime)
         version = runtimes.version(runtime.path)
         return EngineInfo("local", self.address, runtime.path, version, "v2" if cgroups.unified() else "v1")
+
+    @property
+    def images(self) -> Images:
+        """See `Engine.images`."""
+        raise unsupported("local", "hold images", "a containerd engine can")
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
