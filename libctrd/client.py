@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from libctrd import directory, handling, ids
 from libctrd import spec as specs
@@ -29,6 +29,9 @@ from libctrd.errors import (
 )
 from libctrd.events import EventStream, Lanes, Listener
 from libctrd.state import Event, StateInfo
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
 
@@ -61,6 +64,15 @@ class Client:
     def info(self) -> EngineInfo:
         """What engine this is, and with which OCI runtime."""
         return self._engine.info()
+
+    @property
+    def images(self) -> Images:
+        """The images that its engine has: to list, import, pull and remove them, and to make specs from them.
+
+        Raises `UnsupportedError` for an engine without images.
+        """
+        self._check_open()
+        return self._engine.images
 
     # ---- containers ----------------------------------------------------------------------------------------------
 
@@ -212,7 +224,10 @@ class Client:
         try:
             claim = directory.lock(path, wait=True)
         except NotFoundError:
-            self._forget(container)  # another hand has cleaned it, or the state directory was taken away under us
+            # Another hand has cleaned it, or the directory was taken away under us: the engine may still hold it.
+            if not self._is_anothers(container):
+                self._engine.delete(id, force)
+            self._forget(container)
             return
         try:
             if self._is_anothers(container):

@@ -47,6 +47,7 @@ def run(
     args: Sequence[str] | None = None,
     *,
     rootfs: str | os.PathLike[str] | None = None,
+    image: str | None = None,
     spec: dict[str, Any] | None = None,
     id: str | None = None,
     input: bytes | None = None,
@@ -65,21 +66,24 @@ def run(
     """Runs a container, waits for its end, cleans it, and returns all of its output and its true exit code (C28).
 
     What runs is *args* on *rootfs*, with *settings* as `libctrd.spec.default` takes them (``env``, ``cwd``, ``user``,
-    ``memory`` …), or an OCI *spec*. *input* is written to its stdin; *capture_output* collects stdout and stderr; else
-    *stdin* is `NULL` and *stdout* and *stderr* are `INHERIT` unless they say otherwise. After *timeout* seconds the
-    container is killed and cleaned. *drain_timeout* is how long output is waited for that another process keeps open
-    after the end (seconds). *check* raises `ExitError` for an exit code that is not 0.
+    ``memory`` …); or an OCI *spec*; or *image*, a reference of one that the engine has: *args* take the place of its
+    own command, and *settings* go over what its configuration says.
+
+    *input* is written to its stdin; *capture_output* collects stdout and stderr; else *stdin* is `NULL` and *stdout*
+    and *stderr* are `INHERIT` unless they say otherwise. After *timeout* seconds the container is killed and cleaned.
+    *drain_timeout* is how long output is waited for that another process keeps open after the end (seconds). *check*
+    raises `ExitError` for an exit code that is not 0.
 
     Raises `DeadlineError` after *timeout*; what `Client.create` and `Container.start` raise; whatever is raised, Ctrl-C
     included, the container has gone before.
     """
-    if (spec is None) == (rootfs is None):
-        raise InvalidArgumentError("give either a spec, or args and the rootfs to run them on")
-    if spec is None:
-        if args is None or rootfs is None:
+    if (spec is not None) + (rootfs is not None) + (image is not None) != 1:
+        raise InvalidArgumentError("give one of: a spec; args and the rootfs to run them on; an image")
+    if rootfs is not None:
+        if args is None:
             raise InvalidArgumentError("give the args to run on that rootfs")
         spec = specs.default(args, os.fspath(rootfs), **settings)
-    elif settings or args is not None:
+    elif image is None and (settings or args is not None):
         raise InvalidArgumentError(f"{', '.join(settings) or 'args'}: these belong into the spec that was given")
     if input is not None and stdin is not None:
         raise InvalidArgumentError("input= is written to stdin: do not give stdin= too")
@@ -95,7 +99,11 @@ def run(
         collect or (INHERIT if stderr is None else stderr),
     )
     owner = client or _shared_client()
-    container = owner.create(id or ids.generate(), spec, runtime=runtime, runtime_args=tuple(runtime_args))
+    if spec is None:
+        spec = owner.images.spec(image or "", args, **settings)
+    container = owner.create(
+        id or ids.generate(), spec, runtime=runtime, runtime_args=tuple(runtime_args), image=image or ""
+    )
     completed = _run(container, streams, input, timeout, drain_timeout)
     if check:
         completed.check()

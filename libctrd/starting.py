@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from libctrd._checks import one_line
 from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
-from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, RuntimeFailedError
+from libctrd.errors import (
+    AlreadyExistsError,
+    CtrdError,
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeFailedError,
+)
 from libctrd.process import Process
 from libctrd.state import INIT
 from libctrd.stdio import Callback, Choice, Stdio
@@ -16,6 +23,8 @@ from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
     from libctrd.container import Container
+
+log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
 
@@ -28,7 +37,7 @@ def launch(
     streams: Choice | Stdio | Callback,
     *,
     unattended: Unattended,
-    log: str,
+    log_file: str,
     drain_timeout: float | None,
     auto_remove: bool,
     checkpoint: str,
@@ -56,7 +65,7 @@ def launch(
             **_fifos(init, container),
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
-            log=log,
+            log=log_file,
             attended=not init.streams.left_to_others,
             auto_remove=auto_remove,
             checkpoint=checkpoint,
@@ -71,7 +80,11 @@ def launch(
             raise
         init.failed()
         if container._created_here:
-            client._remove(container, force=True)
+            try:
+                client._remove(container, force=True)
+            except CtrdError as left:  # the error of the start is the one that counts
+                log.warning("container %s could not be started, and not be cleaned: %s", container.id, left)
+                client._forget(container)
         else:
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there

@@ -34,7 +34,10 @@ Make = Callable[..., dict[str, Any]]
 
 def test_the_address_comes_from_the_caller_or_the_environment(state_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTAINERD_ADDRESS", "unix:///run/nobody.sock")
-    with pytest.raises(UnsupportedError, match=r"nobody\.sock"):
+    with pytest.raises(UnavailableError, match=r"nobody\.sock"):
+        libctrd.connect()
+    monkeypatch.setenv("CONTAINERD_ADDRESS", "tcp://somewhere")
+    with pytest.raises(UnsupportedError, match="somewhere"):
         libctrd.connect()
     monkeypatch.setenv("CTRD_ADDRESS", f"local:{state_dir}")
     assert libctrd.connect().address == f"local:{state_dir}"

@@ -29,6 +29,8 @@ MOST_LINES = 500
 # From the lowest layer up. A module may import those of its own layer and of the layers before it.
 LAYERS = (
     ("errors", "ids"),
+    ("protos", "engine.diagnosis"),
+    ("engine.channel",),
     ("_checks", "_proc", "_signals", "_spawn", "proc", "state"),
     ("fifo",),
     ("relay",),
@@ -50,7 +52,14 @@ LAYERS = (
     ("container",),
     ("handling",),
     ("client",),
-    ("engine", "engine.cgroups", "engine.local", "engine.runtime", "engine.shim"),
+    ("engine.ttrpc",),
+    ("engine.cgroups", "engine.shim", "engine.metrics", "engine.taskshim"),
+    ("engine.runtime", "engine.daemon", "engine.exits"),
+    ("engine.runc", "engine.local"),
+    ("engine.store",),
+    ("engine.rootfs",),
+    ("engine.containerd",),
+    ("engine",),
     ("once",),
     ("cli",),
 )
@@ -60,8 +69,8 @@ LAYER = {module: number for number, modules in enumerate(LAYERS) for module in m
 ROWS = [*range(1, 20), 28]
 
 # What `import libctrd` must not bring along, and what no public name needs: only the command and some engines do.
-UNWANTED = ("asyncio", "click", "grpc", "multiprocessing", "rich", "subprocess")
-NEVER_WANTED = ("asyncio", "click", "grpc", "rich")
+UNWANTED = ("asyncio", "click", "google", "grpc", "multiprocessing", "rich", "subprocess")
+NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich")
 
 
 def texts() -> dict[str, str]:
@@ -73,7 +82,10 @@ def texts() -> dict[str, str]:
     return {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in found
-        if path not in generated and path.suffix not in (".so", ".pyc") and path.name != "ctrd-shim" and path.exists()
+        if path not in generated
+        and path.suffix not in (".so", ".pyc", ".binpb")
+        and path.name != "ctrd-shim"
+        and path.exists()
     }
 
 
@@ -215,10 +227,12 @@ def uses() -> Iterator[tuple[str, str]]:
             module, imported = path.stem, imported_by_cython(text)
         else:
             continue
-        for other in imported:
-            inner = other.removeprefix("libctrd.")
-            if other.startswith("libctrd.") and layer_of(inner) is not None:
-                yield module, inner
+        inner = {other.removeprefix("libctrd.") for other in imported if other.startswith("libctrd.")}
+        inner = {other for other in inner if layer_of(other) is not None}
+        for other in sorted(inner):
+            # `from libctrd.engine import shim` is an import of the module, and not of what the package itself has.
+            if not any(module.startswith(f"{other}.") for module in inner):
+                yield module, other
 
 
 def layer_of(module: str) -> int | None:

@@ -14,7 +14,7 @@ from container_kit import WAIT, kill_shim, shims
 from fifo_kit import Background, until
 
 import libctrd
-from libctrd import DETACHED, NULL, PIPE
+from libctrd import DETACHED, NULL, PIPE, handling
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
@@ -105,14 +105,14 @@ def test_a_clean_that_comes_before_the_event_of_the_exit_swallows_no_exit(
     client.subscribe(Recorder())
     container = client.create("web", spec("exit 7"))
     gate, came = threading.Event(), threading.Event()
-    handle = client._handle
+    handle = handling.handle
 
-    def late(of: Any, event: Event) -> None:
+    def late(client: Client, of: Any, event: Event) -> None:
         came.set()
         assert gate.wait(WAIT)
-        handle(of, event)
+        handle(client, of, event)
 
-    monkeypatch.setattr(client, "_handle", late)
+    monkeypatch.setattr(handling, "handle", late)
     container.start(NULL)
     assert came.wait(WAIT)
     cleaning = Background(container.clean)

@@ -11,22 +11,33 @@ from libctrd.cli.group import Settings
 
 
 @click.command("create", context_settings=options.OWN_ARGUMENTS)
-@options.apply((options.ID, *options.ROOT, *options.SPEC, options.ARGUMENTS))
+@options.apply((options.ID, *options.ROOT, options.IMAGE, *options.SPEC, options.ARGUMENTS))
 @click.pass_obj
 def command(
-    settings: Settings, /, id: str | None, rootfs: str | None, bundle: str | None, args: tuple[str, ...], **chosen: Any
+    settings: Settings,
+    /,
+    id: str | None,
+    rootfs: str | None,
+    bundle: str | None,
+    image: str | None,
+    args: tuple[str, ...],
+    **chosen: Any,
 ) -> None:
     """Create a container without starting it, and print its id. Start it with: ctrd start ID
 
-    It runs ARG... on a root file system, or what the config.json of a bundle says.
+    It runs ARG... on a root file system, or what the config.json of a bundle or an image says.
     """
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 
-    spec = options.make_spec(args, rootfs, bundle, **chosen)
+    spec = options.make_spec(args, rootfs, bundle, **chosen) if image is None else None
+    if image is not None and (rootfs is not None or bundle is not None):
+        raise click.UsageError("an image brings its own root file system: leave --rootfs and --bundle out")
     signals = Signals()
     with settings.connect() as client:
-        container = starting.create(client, signals, id, spec)
+        if spec is None:
+            spec = options.make_image_spec(client, image or "", args, **chosen)
+        container = starting.create(client, signals, id, spec, image=image or "")
         try:
             output.write_line(container.id)
         except BaseException:

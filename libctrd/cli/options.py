@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from libctrd.client import Client
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,6 +31,9 @@ def apply(options: Iterable[Callable[[Function], Function]]) -> Callable[[Functi
 ROOT: Final = (
     click.option("--rootfs", metavar="DIR", help="The root file system."),
     click.option("--bundle", metavar="DIR", help="An OCI bundle; other options go over its config.json."),
+)
+IMAGE: Final = click.option(
+    "--image", metavar="REF", help="An image that the engine has; other options go over what its configuration says."
 )
 SPEC: Final = (
     click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
@@ -87,7 +93,7 @@ def make_spec(
     mounts = [specs.parse_mount(text) for text in mount]
     if bundle is None:
         if rootfs is None:
-            raise click.UsageError("there is nothing to run on: give --rootfs DIR or --bundle DIR")
+            raise click.UsageError("there is nothing to run on: give --rootfs DIR, --bundle DIR or --image REF")
         if not args:
             raise click.UsageError("there is nothing to run: give the program and its arguments as ARG...")
         return specs.default(
@@ -108,6 +114,25 @@ def make_spec(
     specs.validate(spec)
     _go_over(spec, tty=tty, read_only=read_only, mounts=mounts, env=env, cwd=cwd, **limits)
     return spec
+
+
+def make_image_spec(
+    client: Client,
+    image: str,
+    args: tuple[str, ...],
+    *,
+    tty: bool,
+    mount: tuple[str, ...],
+    cwd: str | None,
+    user: str | None,
+    **chosen: Any,
+) -> dict[str, Any]:
+    """The spec for a container of *image*. Raises as `Images.spec` does."""
+    from libctrd import spec as specs
+
+    mounts = [specs.parse_mount(text) for text in mount]
+    own = {name: value for name, value in (("cwd", cwd), ("user", user)) if value is not None}
+    return client.images.spec(image, args or None, terminal=tty, mounts=mounts, **own, **chosen)
 
 
 def _go_over(

@@ -11,7 +11,7 @@ from libctrd.cli.group import Settings
 
 
 @click.command("run", short_help="Run a container and wait for its end.", context_settings=options.OWN_ARGUMENTS)
-@options.apply((options.ID, *options.ROOT, options.INTERACTIVE))
+@options.apply((options.ID, *options.ROOT, options.IMAGE, options.INTERACTIVE))
 @click.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
 @click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended; without -d that is so anyway.")
 @options.apply((*options.SPEC, *options.UNATTENDED, options.ARGUMENTS))
@@ -22,6 +22,7 @@ def command(
     id: str | None,
     rootfs: str | None,
     bundle: str | None,
+    image: str | None,
     interactive: bool,
     detach: bool,
     remove: bool,
@@ -30,7 +31,7 @@ def command(
     args: tuple[str, ...],
     **chosen: Any,
 ) -> int:
-    """Run a container: ARG... on a root file system, or what the config.json of a bundle says.
+    """Run a container: ARG... on a root file system, or what the config.json of a bundle or an image says.
 
     Exits with the exit code of the container: 128 + N when signal N killed it, 125 when ctrd itself failed. Signals go
     on to the container. When it has ended and all its output is out, it is removed.
@@ -42,16 +43,20 @@ def command(
         raise click.UsageError(
             "-d --rm cannot hold output that nobody will read: use --unattended discard or --log FILE"
         )
-    spec = options.make_spec(args, rootfs, bundle, **chosen)
-    terminal = bool(spec["process"].get("terminal"))
-    if terminal and not detach:
-        _give_size(spec["process"])
+    spec = options.make_spec(args, rootfs, bundle, **chosen) if image is None else None
+    if image is not None and (rootfs is not None or bundle is not None):
+        raise click.UsageError("an image brings its own root file system: leave --rootfs and --bundle out")
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 
     signals = Signals()
     with settings.connect() as client:
-        container = starting.create(client, signals, id, spec)
+        if spec is None:
+            spec = options.make_image_spec(client, image or "", args, **chosen)
+        terminal = bool(spec["process"].get("terminal"))
+        if terminal and not detach:
+            _give_size(spec["process"])
+        container = starting.create(client, signals, id, spec, image=image or "")
         if not detach:
             return starting.attend(container, signals, new=True, interactive=interactive, terminal=terminal, **policy)
         starting.leave(container, signals, new=True, interactive=interactive, auto_remove=remove, **policy)

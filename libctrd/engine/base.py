@@ -7,12 +7,15 @@ the client's. What an engine cannot do raises `UnsupportedError` naming itself (
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
 from libctrd.errors import UnsupportedError
 from libctrd.state import Event, ExitStatus, Stats, Status
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 Spec = dict[str, Any]
 Sink = Callable[[Event], None]
@@ -126,6 +129,10 @@ class Engine(Protocol):
 
     def info(self) -> EngineInfo:
         """What this engine is."""
+
+    @property
+    def images(self) -> "Images":
+        """The images that containers of this engine can be made from."""
 
     def subscribe(self, sink: Sink) -> None:
         """From now on *sink* gets every event of a container that this engine created or was told to `watch`."""

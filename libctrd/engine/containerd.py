@@ -12,7 +12,7 @@ import os
 import threading
 import urllib.parse
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,6 +36,9 @@ from libctrd.errors import (
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
 
@@ -92,6 +95,11 @@ class ContainerdEngine:
             namespace=self._channel.namespace,
             plugins=tuple(f"{kind} {name}" for kind, name in store.plugins(self._channel)),
         )
+
+    @property
+    def images(self) -> Images:
+        """See `Engine.images`."""
+        return self._rootfs.images
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
@@ -241,8 +249,12 @@ class ContainerdEngine:
             raise UnsupportedError(
                 "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
             )
-        where = request.log if request.unattended == "log" else os.devnull
-        sink = "file://" + urllib.parse.quote(where)
+        if request.unattended == "discard":
+            sink = os.devnull
+        elif request.record.terminal:
+            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
+        else:
+            sink = "file://" + urllib.parse.quote(request.log)
         return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
 
     def exec(self, request: ExecRequest) -> int:
@@ -266,6 +278,7 @@ class ContainerdEngine:
             with _read_ends(request.stdout, request.stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
+            self._exits.started(id, name, pid)
         except BaseException:
             self._exits.forget(id, name)
             with contextlib.suppress(CtrdError):  # the error of the start is what counts
@@ -284,7 +297,7 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
-            self._exits.add(id, INIT, snapshot.pid)
+            self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 

@@ -5,11 +5,12 @@ which also tells of pauses, of memory that ran out and of processes that others 
 the containers' own shims: each is asked to tell the end, at once when the stream breaks, because newer daemons forget
 what has ended when they start.
 
-A process is in `_live` from before its start until it is forgotten. What changes it does so under ``_lock``, which is
-held for a moment and never during a call or while the sink is told; the flag ``told`` under it makes an end unique. One
-thread reads the stream and, when that breaks, asks the shims, connects anew, and compares: subscribe first (containerd
-confirms nothing, so an event of ours must come back), then look at every process, then wait for it again. What happens
-before the look is seen by it, what happens after by the stream or the wait, so nothing falls between.
+A process is in ``_live`` from before its start until its end is told or it is forgotten. What changes it does so under
+``_lock``, which is held for a moment and never during a call or while the sink is told; who takes the process out of
+the table tells its end, so it is told once. One thread reads the stream and, when that breaks, asks the shims, connects
+anew, and compares: subscribe first (containerd confirms nothing, so an event of ours must come back), then look at
+every process, then wait for it again. What happens before the look is seen by it, what happens after by the stream or
+the wait, so nothing falls between.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ FIRST_BACKOFF = 0.02
 LAST_BACKOFF = 2.0
 CONFIRM_SECONDS = 0.02
 READY_SECONDS = 10.0
-STOPPED = 3
-"""``STOPPED`` of containerd's task states."""
+STOPPED, PAUSED = 3, (4, 5)
+"""Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
 
 class Live:
@@ -47,7 +48,7 @@ class Live:
         self.id = id
         self.name = name
         self.pid = pid
-        self.told = False
+        self.paused = False
         self.forgotten = False  # containerd does not know it any more: only its shim can tell
         self.wait: Any = None
         self.shim: taskshim.Watch | None = None
@@ -68,6 +69,7 @@ class Exits:
         self.sink: Sink = lambda event: None
         self._lock = threading.Lock()
         self._live: dict[tuple[str, str], Live] = {}
+        self._told: set[tuple[str, str]] = set()  # further processes whose end was told, of containers still in _live
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
         self._closing = threading.Event()
@@ -77,49 +79,59 @@ class Exits:
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 
-    def add(self, id: str, name: str, pid: int) -> None:
+    def add(self, id: str, name: str, pid: int, paused: bool = False) -> None:
         """From now on its end is told. It must have been created and must not have been started yet, or be running."""
         with self._lock:
             if (id, name) in self._live:
                 return
             live = self._live[id, name] = Live(id, name, pid)
+            live.paused = paused
+            self._told.discard((id, name))
         self.start()
         self._learn_state_dir(pid)
         self._wait(live)
+
+    def started(self, id: str, name: str, pid: int) -> None:
+        """The process, which had none yet, has that pid now."""
+        with self._lock:
+            live = self._live.get((id, name))
+            if live is not None:
+                live.pid = pid
 
     def forget(self, id: str, name: str | None = None) -> None:
         """Its end, or that of every process of the container, was told, or is nobody's business any more."""
         with self._lock:
             gone = [key for key in self._live if key[0] == id and name in (None, key[1])]
-            for live in [self._live.pop(key) for key in gone]:
-                live.told = True
-                self._release(live)
+            for key in gone:
+                self._take(self._live[key])
 
     def known(self, id: str, name: str = INIT) -> bool:
         """Is that process watched, and its end not told yet?"""
         with self._lock:
-            live = self._live.get((id, name))
-            return live is not None and not live.told
-
-    def tell(self, id: str, name: str, status: ExitStatus) -> None:
-        """Tells the end of a process that is watched, unless it was told."""
-        with self._lock:
-            live = self._live.get((id, name))
-        if live is not None:
-            self._tell(live, status)
+            return (id, name) in self._live
 
     def _tell(self, live: Live, status: ExitStatus) -> None:
         with self._lock:
-            if live.told:
+            if not self._take(live):
                 return
-            live.told = True
-            self._release(live)
         if not status.known:
             log.warning("process %s of container %s has ended and its exit code is not known", live.name, live.id)
         self.sink(Event(live.id, "exit", live.name, status))
 
+    def _take(self, live: Live) -> bool:
+        """Called with the lock held: takes *live* out of the table; true for the first who does."""
+        if self._live.get((live.id, live.name)) is not live:
+            return False
+        del self._live[live.id, live.name]
+        if live.name != INIT:
+            self._told.add((live.id, live.name))
+        else:
+            self._told -= {key for key in self._told if key[0] == live.id}
+        self._release(live)
+        return True
+
     def _release(self, live: Live) -> None:
-        """Called with the lock held. A wait that is cancelled calls back at once, and then finds ``told``."""
+        """Called with the lock held: its shim is not asked any longer."""
         if live.shim is not None:
             self._reactor.unwatch(live.shim.fileno())
             live.shim.close()
@@ -140,12 +152,13 @@ class Exits:
     def _waited(self, live: Live, future: Any) -> None:
         """Called by gRPC's thread. A wait that fails says nothing of the process: the stream, which breaks with the
         daemon too, brings us to look, and one that the daemon no longer knows is looked at by the stream's thread."""
-        if future.cancelled() or live.told:
+        if future.cancelled():
             return
         error = future.exception()
         if error is None:
-            reply = future.result()
-            self._tell(live, exit_status(reply.exit_status, reply.exited_at))
+            status = exit_status(future.result().exit_status, future.result().exited_at)
+            if status.known or live.pid:  # else it never came to be: whoever tried to start it hears of that
+                self._tell(live, status)
         elif isinstance(self._channel.error(error, "wait"), NotFoundError):
             self._tell(live, ExitStatus(UNKNOWN_EXIT, known=False))  # another hand deleted it, and told nobody
 
@@ -184,6 +197,8 @@ class Exits:
                 if self._closing.is_set():
                     return
                 log.debug("the events of %s broke off: %s", self._channel.address, error)
+            except Exception:  # a sink, or a message that no containerd sends: no exit is lost for that
+                log.exception("the events of %s could not be handled", self._channel.address)
             self._stream = None
             self._ready.clear()
             again = True
@@ -222,23 +237,33 @@ class Exits:
 
     def _handle(self, envelope: Any) -> None:
         kind = envelope.topic.rpartition("/")[2]
-        event = protos.message(envelope.event.type_url.rpartition("/")[2])()
-        event.ParseFromString(envelope.event.value)
-        id = event.container_id
-        if kind == "exit":
+        event = protos.unpack(envelope.event)
+        id = getattr(event, "container_id", "")
+        if event is None or not id:
+            log.debug("an event on %s is of a kind that is not known: %s", envelope.topic, envelope.event.type_url)
+        elif kind == "exit":
             self._ended(id, INIT if event.id == id else event.id, event)
+        elif kind == "oom":
+            self.sink(Event(id, "oom"))
         else:
-            word = {"paused": "pause", "resumed": "resume"}.get(kind, kind)
-            self.sink(Event(id, word))  # type: ignore[arg-type]
+            self._paused(id, kind == "paused")
+
+    def _paused(self, id: str, paused: bool) -> None:
+        with self._lock:
+            live = self._live.get((id, INIT))
+            if live is not None:
+                live.paused = paused
+        self.sink(Event(id, "pause" if paused else "resume"))
 
     def _ended(self, id: str, name: str, event: Any) -> None:
         """A shim sends again what it could not get rid of: the pid tells whether it is of this life of the id."""
         status = exit_status(event.exit_status, event.exited_at)
         with self._lock:
             live = self._live.get((id, name))
-        if live is not None and (live.pid in (0, event.pid)):
+            others = live is None and name != INIT and (id, INIT) in self._live and (id, name) not in self._told
+        if live is not None and live.pid == event.pid:
             self._tell(live, status)
-        elif live is None and name != INIT:
+        elif others:  # another client has started it
             self.sink(Event(id, "exit", name, status))
 
     # ---- while containerd is away, and after ---------------------------------------------------------------------
@@ -248,7 +273,7 @@ class Exits:
         if self._state_dir is None:
             return
         with self._lock:
-            asked = [live for live in self._live.values() if not live.told and live.shim is None]
+            asked = [live for live in self._live.values() if live.shim is None]
         for live in asked:
             try:
                 address = taskshim.find(self._state_dir, self._channel.namespace, live.id)
@@ -257,7 +282,7 @@ class Exits:
                 log.debug("the shim of container %s was not to be asked: %s", live.id, error)
                 continue
             with self._lock:
-                if live.told:
+                if self._live.get((live.id, live.name)) is not live:
                     shim.close()
                     continue
                 live.shim = shim
@@ -282,7 +307,7 @@ class Exits:
     def _compare(self) -> None:
         """containerd is back: what has ended without our hearing is told, the rest is waited for again."""
         with self._lock:
-            watched = [live for live in self._live.values() if not live.told]
+            watched = list(self._live.values())
         for live in watched:
             try:
                 process = self._get(live)
@@ -300,6 +325,8 @@ class Exits:
             if process.status == STOPPED:
                 self._tell(live, exit_status(process.exit_status, process.exited_at))
             else:
+                if live.name == INIT and live.paused != (process.status in PAUSED):
+                    self._paused(live.id, not live.paused)
                 self._wait(live)
                 with self._lock:
                     self._release(live)
@@ -316,7 +343,6 @@ class Exits:
             lives = list(self._live.values())
             self._live.clear()
             for live in lives:
-                live.told = True
                 self._release(live)
         for live in lives:
             if live.wait is not None:

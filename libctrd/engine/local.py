@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -42,6 +42,9 @@ from libctrd.errors import (
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
+
+if TYPE_CHECKING:
+    from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
 
@@ -74,6 +77,11 @@ class LocalEngine:
         runtime = runtimes.find(self._default_runtime)
         version = runtimes.version(runtime.path)
         return EngineInfo("local", self.address, runtime.path, version, "v2" if cgroups.unified() else "v1")
+
+    @property
+    def images(self) -> Images:
+        """See `Engine.images`."""
+        raise unsupported("local", "hold images", "a containerd engine can")
 
     def subscribe(self, sink: Sink) -> None:
         """See `Engine.subscribe`."""
@@ -163,7 +171,7 @@ class LocalEngine:
             terminal=bool((spec.get("process") or {}).get("terminal")),
             own_pid_namespace=specs.own_namespace(spec, "pid"),
             cgroup=path if path and path.startswith("/") else "",
-            plain=chosen.version.startswith(_KNOWN) and not wanted.runtime_args and _is_plain(spec),
+            plain=runtimes.leaves_little(chosen, spec) and not wanted.runtime_args,
         )
         return record, spec
 
@@ -489,12 +497,3 @@ def _lives(pid: int, cgroup: str) -> bool:
         return proc.ProcessRef.of(pid).alive() and cgroups.holds(cgroup, pid)
     except NotFoundError:
         return False
-
-
-_KNOWN = ("crun version 1.", "runc version 1.")
-"""The runtimes of which it is known what they leave behind."""
-
-
-def _is_plain(spec: Spec) -> bool:
-    """Does the spec ask for nothing that a runtime must undo itself: no hook, no Intel RDT, no foreign pids?"""
-    return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
