@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-import urllib.parse
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -254,6 +253,8 @@ class ContainerdEngine:
         elif request.record.terminal:
             raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
         else:
+            import urllib.parse  # the rare case; it takes milliseconds
+
             sink = "file://" + urllib.parse.quote(request.log)
         return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
 
