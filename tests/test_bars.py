@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import leftovers, need
 from container_kit import WAIT, as_before, descriptors, shims, spec_of
+from engine_kit import leftovers, need
 from fifo_kit import until
 
 import libctrd
 from libctrd import DETACHED, PIPE, Stdio
 from libctrd.client import Client
 from libctrd.engine import shim
+
+pytestmark = pytest.mark.local("the bars of the local engine")
 
 RUNS = int(os.environ.get("CTRD_BAR_RUNS", "1000"))
 MIB = 1 << 20
@@ -41,7 +43,7 @@ def threads() -> int:
 
 
 @pytest.fixture
-def nothing_more(crun_client: Client, state_dir: str) -> Iterator[None]:
+def nothing_more(any_client: Client, state_dir: str) -> Iterator[None]:
     """Of descriptors, threads, children and files there are no more after the test than there were before."""
     before, threads_before = descriptors(), threads()
     yield
@@ -63,26 +65,26 @@ def run_and_check(client: Client, rootfs: str, n: int) -> None:
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_one_after_another_lose_nothing(
-    crun_client: Client, rootfs: str, warm: None, nothing_more: None
+    any_client: Client, rootfs: str, warm: None, nothing_more: None
 ) -> None:  # C28
     for n in range(RUNS):
-        run_and_check(crun_client, rootfs, n)
+        run_and_check(any_client, rootfs, n)
 
 
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_eight_at_a_time_lose_nothing(
-    crun_client: Client, rootfs: str, warm: None, nothing_more: None
+    any_client: Client, rootfs: str, warm: None, nothing_more: None
 ) -> None:  # C28
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda n: run_and_check(crun_client, rootfs, n), range(RUNS)):
+        for _ in pool.map(lambda n: run_and_check(any_client, rootfs, n), range(RUNS)):
             pass
 
 
 @pytest.fixture
-def warm(crun_client: Client, rootfs: str) -> None:
+def warm(any_client: Client, rootfs: str) -> None:
     """The relay and the reactor are made once, by the first run; they are there before anything is counted."""
-    run_and_check(crun_client, rootfs, 0)
+    run_and_check(any_client, rootfs, 0)
     until(lambda: not any(t.name == "ctrd-lane" for t in threading.enumerate()), "no idle thread")
 
 
@@ -149,12 +151,12 @@ def with_data(make: Make, script: str, data: Path) -> dict[str, Any]:
 
 
 def test_much_output_reaches_a_program_of_ours(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     with subprocess.Popen(["sha256sum"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = crun_client.create("out", with_data(spec, "cat /data", data))
+        container = any_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -162,10 +164,10 @@ def test_much_output_reaches_a_program_of_ours(
 
 
 def test_much_output_waits_for_a_reader_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     digest, pause, size = hashlib.sha256(), threading.Event(), 0
-    container = crun_client.create("out", with_data(spec, "cat /data; exit 5", data))
+    container = any_client.create("out", with_data(spec, "cat /data; exit 5", data))
     container.start(PIPE)
     assert container.stdout is not None
     with container.stdout as stdout:
@@ -179,7 +181,7 @@ def test_much_output_waits_for_a_reader_that_sleeps(
 
 
 def test_much_output_waits_for_a_program_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     """The relay holds what it cannot deliver back in the container, not in our memory."""
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; sleep 0.05; done; cat"
@@ -188,7 +190,7 @@ def test_much_output_waits_for_a_program_that_sleeps(
     ) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = crun_client.create("out", with_data(spec, "cat /data", data))
+        container = any_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -196,9 +198,9 @@ def test_much_output_waits_for_a_program_that_sleeps(
 
 
 def test_much_input_reaches_the_container(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
-    container = crun_client.create("in", spec("sha256sum"))
+    container = any_client.create("in", spec("sha256sum"))
     container.start(PIPE)
     assert container.stdin is not None
     assert container.stdout is not None
@@ -212,12 +214,12 @@ def test_much_input_reaches_the_container(
 
 
 def test_much_input_waits_for_a_container_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; usleep 50000; done; cat"
     reader, writer = os.pipe()
     with data.open("rb") as file, os.fdopen(reader, "rb") as output:
-        container = crun_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
+        container = any_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
         container.start(Stdio(stdin=file, stdout=writer, stderr=writer))
         assert container.wait(WAIT).code == 0
         os.close(writer)
@@ -267,9 +269,9 @@ def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootf
     assert "O_WRONLY|O_CREAT|O_EXCL" in line
 
 
-def test_a_shim_is_one_thread_and_less_than_400_kib(crun_client: Client, state_dir: str, spec: Make) -> None:
+def test_a_shim_is_one_thread_and_less_than_400_kib(any_client: Client, state_dir: str, spec: Make) -> None:
     others = [pid for pid in os.listdir("/proc") if pid.isdigit() and comm(int(pid)) == "ctrd-shim"]
-    container = crun_client.create("one", spec("read x; exit 4"))
+    container = any_client.create("one", spec("read x; exit 4"))
     container.start(PIPE)
     (pid,) = shims(state_dir)
     private = 0
@@ -314,14 +316,14 @@ def test_a_container_outlives_its_client_and_a_new_one_learns_its_exit(state_dir
 
 @pytest.mark.timeout(300)
 def test_the_threads_of_a_client_are_as_many_with_fifty_containers_as_with_one(
-    crun_client: Client, rootfs: str
+    any_client: Client, rootfs: str
 ) -> None:  # C17
     nowhere = os.open("/dev/null", os.O_WRONLY)
     running = []
     peak = 0
     for n in range(50):
         stdio = PIPE if n % 2 else Stdio(PIPE, nowhere, nowhere)
-        container = crun_client.create(f"c{n}", spec_of(f"echo {n}; read x; exit {n}", rootfs))
+        container = any_client.create(f"c{n}", spec_of(f"echo {n}; read x; exit {n}", rootfs))
         container.start(stdio)
         running.append(container)
         if n == 1:
