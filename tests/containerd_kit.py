@@ -251,6 +251,10 @@ class Containerd:
         for namespace, id in self.seen():
             self.shim_socket(namespace, id).unlink(missing_ok=True)
         for group in _groups(os.path.basename(self.directory)):
+            for path in [group, *_below(group)]:
+                for pid in Path(path, "cgroup.procs").read_text().split():  # of a container whose shim was killed
+                    os.kill(int(pid), signal.SIGKILL)
+                    cgroups.thaw(int(pid))
             until(lambda group=group: _removed(group), f"an empty {group}")
         if self.uuid:
             shutil.rmtree(os.path.join(default_daemon_dir(), self.uuid), ignore_errors=True)

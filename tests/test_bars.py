@@ -1,4 +1,4 @@
-"""The bars that libctrd is measured by: many runs, much data, little memory, on the real local engine.
+"""The bars that libctrd is measured by: many runs, much data, little memory, on real engines.
 
 ``CTRD_BAR_RUNS`` says how many runs each of the two long tests makes.
 """
@@ -28,8 +28,6 @@ import libctrd
 from libctrd import DETACHED, PIPE, Stdio
 from libctrd.client import Client
 from libctrd.engine import shim
-
-pytestmark = pytest.mark.local("the bars of the local engine")
 
 RUNS = int(os.environ.get("CTRD_BAR_RUNS", "1000"))
 MIB = 1 << 20
@@ -62,6 +60,7 @@ def run_and_check(client: Client, rootfs: str, n: int) -> None:
     assert (done.stdout, done.stderr, done.exit_code) == (b"%d\n" % n, b"err %d\n" % n, n % 256)
 
 
+@pytest.mark.local("containerd has its own bar of many lives")
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_one_after_another_lose_nothing(
@@ -71,6 +70,7 @@ def test_runs_one_after_another_lose_nothing(
         run_and_check(any_client, rootfs, n)
 
 
+@pytest.mark.local("containerd has its own bar of many lives")
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_eight_at_a_time_lose_nothing(
@@ -88,6 +88,7 @@ def warm(any_client: Client, rootfs: str) -> None:
     until(lambda: not any(t.name == "ctrd-lane" for t in threading.enumerate()), "no idle thread")
 
 
+@pytest.mark.local("it is about the shim")
 def test_three_hundred_starts_on_crun_tell_the_true_exit(state_dir: str, spec: Make) -> None:
     """crun's own helper may end after crun: the shim never takes that for the container's end, and reaps it."""
     need(shutil.which("crun"), "crun")
@@ -241,6 +242,7 @@ def client_script(state_dir: str, rootfs: str, rest: str) -> list[str]:
     ]
 
 
+@pytest.mark.local("it traces the shim")
 def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootfs: str, tmp_path: Path) -> None:  # C5
     strace = need(shutil.which("strace"), "strace")
     trace = tmp_path / "trace"
@@ -269,6 +271,7 @@ def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootf
     assert "O_WRONLY|O_CREAT|O_EXCL" in line
 
 
+@pytest.mark.local("it is about the shim")
 def test_a_shim_is_one_thread_and_less_than_400_kib(any_client: Client, state_dir: str, spec: Make) -> None:
     others = [pid for pid in os.listdir("/proc") if pid.isdigit() and comm(int(pid)) == "ctrd-shim"]
     container = any_client.create("one", spec("read x; exit 4"))
@@ -290,6 +293,7 @@ def comm(pid: int) -> str:
         return ""
 
 
+@pytest.mark.local("the next client gets the output from the shim")
 def test_a_container_outlives_its_client_and_a_new_one_learns_its_exit(state_dir: str, rootfs: str) -> None:  # C28
     starts = "client.create('web', spec).start(); print('started', flush=True); time.sleep(1000)"
     with subprocess.Popen(client_script(state_dir, rootfs, starts), stdout=subprocess.PIPE, cwd=ROOT) as first:

@@ -240,7 +240,7 @@ class Exits:
             self._ended(id, INIT if event.id == id else event.id, event)
         else:
             word = {"paused": "pause", "resumed": "resume"}.get(kind, kind)
-            self.sink(Event(id, word))  # type: ignore[arg-type]
+            self.sink(Event(id, word))
 
     def _ended(self, id: str, name: str, event: Any) -> None:
         """A shim sends again what it could not get rid of: the pid tells whether it is of this life of the id."""
