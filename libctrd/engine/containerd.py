@@ -297,7 +297,7 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
-            self._exits.add(id, INIT, snapshot.pid)
+            self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 
