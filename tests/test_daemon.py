@@ -201,7 +201,7 @@ def test_its_plugins_are_few_and_those_without_which_tasks_are_lost_are_there(pl
 # C23
 def test_a_directory_that_is_too_deep_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
-    with pytest.raises(InvalidArgumentError, match="too long by .* bytes"):
+    with pytest.raises(InvalidArgumentError, match=r"too long by .* bytes"):
         Daemon(private.Containerd(), str(deep))
     assert list(tmp_path.iterdir()) == []
     room = 107 - len("/containerd.sock.ttrpc")
