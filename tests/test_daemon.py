@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -201,7 +202,7 @@ def test_its_plugins_are_few_and_those_without_which_tasks_are_lost_are_there(pl
 # C23
 def test_a_directory_that_is_too_deep_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
-    with pytest.raises(InvalidArgumentError, match="too long by .* bytes"):
+    with pytest.raises(InvalidArgumentError, match=r"too long by \d+ bytes"):
         Daemon(private.Containerd(), str(deep))
     assert list(tmp_path.iterdir()) == []
     room = 107 - len("/containerd.sock.ttrpc")
@@ -372,9 +373,6 @@ def test_a_stranger_that_has_got_the_pid_is_not_believed_and_not_touched(place: 
 def test_one_that_runs_our_command_and_started_at_another_time_is_not_the_one_of_the_pid_file(place: Place) -> None:
     config = f"{place.directory}/containerd.toml"
     # It has the very command line, and is no containerd: only the time of its start tells.
-    with subprocess.Popen(["containerd", "--config", config], executable=sys.executable, stdin=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL) as stranger:  # fmt: skip
-        stranger.wait()
     alike = [sys.executable, "-c", "import time; time.sleep(1000)", "containerd", "--config", config]
     with subprocess.Popen(alike) as stranger:
         daemon = place.daemon()
@@ -444,6 +442,21 @@ def test_the_end_of_the_thread_that_has_started_it_is_not_its_end(place: Place) 
     until(lambda: place.processes() == [], "the end of the daemon")
 
 
+# C23
+def test_starters_that_are_killed_at_any_moment_leave_one_daemon_at_most(place: Place) -> None:
+    for delay in (0, 5, 10, 20, 40, 80):
+        starter = elsewhere(place, "print(1, flush=True); daemon.start(); sys.stdin.read()")
+        line_of(starter)
+        select.select([], [], [], delay / 1000)  # not for a state: any moment is a good one
+        starter.kill()
+        starter.communicate()
+        daemon = place.daemon()
+        daemon.start()
+        assert [process.pid for process in place.processes()] == [daemon.pid]
+        daemon.stop()
+        assert place.processes() == []
+
+
 # ---- watched ---------------------------------------------------------------------------------------------------------
 
 
@@ -484,6 +497,78 @@ def test_one_that_hangs_is_killed_and_started_again_after_three_failures(
     assert "is not well (4)" not in caplog.text
     assert [(end.namespace, end.id, end.exec_id, end.status.code) for end in ends] == [(namespace, "one", "", 137)]
     assert psutil.Process(other).is_running()
+
+
+class Moody:
+    """A kind of daemon that is well or not as the test says: any program that listens will do."""
+
+    name, package = "moody", "python3"
+
+    def __init__(self) -> None:
+        self.moods: list[bool] = []
+        self.asked = 0
+        self.idle = threading.Event()
+
+    def command(self, directory: str) -> list[str]:
+        listen = (
+            "import socket, sys; s = socket.socket(1); s.bind(sys.argv[1]); s.listen(); s.accept(); sys.stdin.read()"
+        )
+        script = f"{listen}\nimport signal; signal.pause()"
+        return [sys.executable, "-c", script, f"{directory}/moody.sock"]
+
+    def sockets(self, directory: str) -> list[str]:
+        return [f"{directory}/moody.sock"]
+
+    def prepare(self, directory: str) -> None:
+        """It needs nothing."""
+
+    def probe(self, directory: str) -> Moody:
+        return self
+
+    def ended(self, directory: str) -> list[Ended]:
+        return []
+
+    def ask(self, seconds: float) -> None:
+        assert seconds <= 3
+        self.asked += 1
+        if not self.moods:
+            self.idle.set()
+        elif not self.moods.pop(0):
+            raise UnavailableError("it is in a mood")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+# C23
+@pytest.mark.parametrize(
+    ("moods", "ends"),
+    [
+        ([False, False, True, False, False], False),
+        ([False, False, False], True),
+        ([True, False, True, False, False, False], True),
+    ],
+)
+def test_only_three_failures_in_a_row_are_its_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch, moods: list[bool], ends: bool
+) -> None:
+    kind = Moody()
+    daemon = Daemon(kind, place.directory)
+    daemon.start()
+    pid = daemon.pid
+    monkeypatch.setattr(daemon_module, "CHECK_SECONDS", 0.02)
+    kind.idle.clear()
+    kind.moods = moods
+    assert kind.idle.wait(10)
+    until(lambda: not ends or daemon.pid != pid, "another one")
+    assert (daemon.pid == pid) is not ends
+    daemon.stop()
+
+
+# C23
+def test_it_is_asked_every_half_second_and_has_three_seconds() -> None:
+    assert (daemon_module.CHECK_SECONDS, daemon_module.ANSWER_SECONDS, daemon_module.FAILURES) == (0.5, 3, 3)
+    assert daemon_module.STOP_SECONDS == 15
 
 
 # C23
@@ -599,7 +684,9 @@ def test_closed_it_runs_on_unwatched(place: Place) -> None:
 
 # C23
 def test_it_costs_one_thread_and_leaves_none(place: Place) -> None:
-    place.daemon().start()  # what the reactor and gRPC make once is there now
+    first = place.daemon()
+    first.start()  # what the reactor and gRPC make once is there now
+    first.close()
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     daemon = place.daemon()
     daemon.start()
