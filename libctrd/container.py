@@ -214,7 +214,7 @@ class Container:
                 self,
                 stdio,
                 unattended=unattended,
-                log=log or "",
+                log_file=log or "",
                 drain_timeout=drain_timeout,
                 auto_remove=auto_remove and not directory.clean_disabled(),
                 checkpoint=_path(checkpoint, "checkpoint") if checkpoint is not None else "",

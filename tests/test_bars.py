@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from conftest import leftovers, need
 from container_kit import WAIT, as_before, descriptors, shims, spec_of
+from containerd_kit import Containerd, new_namespace, nothing_left
 from fifo_kit import until
 
 import libctrd
@@ -148,13 +149,25 @@ def with_data(make: Make, script: str, data: Path) -> dict[str, Any]:
     return make(script, mounts=[mount])
 
 
+@pytest.fixture(params=["local", "containerd"])
+def moving_client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client of each engine that moves bytes in its own way."""
+    if request.param == "local":
+        yield request.getfixturevalue("crun_client")
+        return
+    daemon: Containerd = request.getfixturevalue("containerd")
+    with libctrd.connect(daemon.address, namespace=new_namespace()) as client:
+        yield client
+        nothing_left(daemon, client.info().namespace)
+
+
 def test_much_output_reaches_a_program_of_ours(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     with subprocess.Popen(["sha256sum"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = crun_client.create("out", with_data(spec, "cat /data", data))
+        container = moving_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -162,10 +175,10 @@ def test_much_output_reaches_a_program_of_ours(
 
 
 def test_much_output_waits_for_a_reader_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     digest, pause, size = hashlib.sha256(), threading.Event(), 0
-    container = crun_client.create("out", with_data(spec, "cat /data; exit 5", data))
+    container = moving_client.create("out", with_data(spec, "cat /data; exit 5", data))
     container.start(PIPE)
     assert container.stdout is not None
     with container.stdout as stdout:
@@ -179,7 +192,7 @@ def test_much_output_waits_for_a_reader_that_sleeps(
 
 
 def test_much_output_waits_for_a_program_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     """The relay holds what it cannot deliver back in the container, not in our memory."""
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; sleep 0.05; done; cat"
@@ -188,7 +201,7 @@ def test_much_output_waits_for_a_program_that_sleeps(
     ) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = crun_client.create("out", with_data(spec, "cat /data", data))
+        container = moving_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -196,9 +209,9 @@ def test_much_output_waits_for_a_program_that_sleeps(
 
 
 def test_much_input_reaches_the_container(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
-    container = crun_client.create("in", spec("sha256sum"))
+    container = moving_client.create("in", spec("sha256sum"))
     container.start(PIPE)
     assert container.stdin is not None
     assert container.stdout is not None
@@ -212,12 +225,12 @@ def test_much_input_reaches_the_container(
 
 
 def test_much_input_waits_for_a_container_that_sleeps(
-    crun_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; usleep 50000; done; cat"
     reader, writer = os.pipe()
     with data.open("rb") as file, os.fdopen(reader, "rb") as output:
-        container = crun_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
+        container = moving_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
         container.start(Stdio(stdin=file, stdout=writer, stderr=writer))
         assert container.wait(WAIT).code == 0
         os.close(writer)

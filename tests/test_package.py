@@ -53,10 +53,14 @@ LAYERS = (
     ("handling",),
     ("client",),
     ("engine.ttrpc",),
-    ("engine.cgroups", "engine.runtime", "engine.shim", "engine.metrics", "engine.runc", "engine.taskshim"),
-    ("engine.exits", "engine.store", "engine.pidfile", "engine.launch", "engine.daemon", "engine.private"),
+    ("engine.cgroups", "engine.shim", "engine.metrics", "engine.taskshim", "engine.pidfile"),
+    ("engine.launch",),
+    ("engine.runtime", "engine.daemon", "engine.private", "engine.exits"),
+    ("engine.runc", "engine.local"),
+    ("engine.store",),
     ("engine.rootfs",),
-    ("engine", "engine.containerd", "engine.local"),
+    ("engine.containerd",),
+    ("engine",),
     ("once",),
     ("cli",),
 )
@@ -224,10 +228,12 @@ def uses() -> Iterator[tuple[str, str]]:
             module, imported = path.stem, imported_by_cython(text)
         else:
             continue
-        for other in imported:
-            inner = other.removeprefix("libctrd.")
-            if other.startswith("libctrd.") and layer_of(inner) is not None:
-                yield module, inner
+        inner = {other.removeprefix("libctrd.") for other in imported if other.startswith("libctrd.")}
+        inner = {other for other in inner if layer_of(other) is not None}
+        for other in sorted(inner):
+            # `from libctrd.engine import shim` is an import of the module, and not of what the package itself has.
+            if not any(module.startswith(f"{other}.") for module in inner):
+                yield module, other
 
 
 def layer_of(module: str) -> int | None:

@@ -20,5 +20,6 @@ def command(settings: Settings, format: str | None) -> None:
     if (format or settings.format) == "json":
         output.write_json(info)
     else:
-        pairs = msgspec.to_builtins(info).items()
-        output.write_table(["ENGINE", ""], [(name.replace("_", " "), str(value)) for name, value in pairs])
+        pairs = [(name.replace("_", " "), value) for name, value in msgspec.to_builtins(info).items() if value]
+        rows = [(name, value if isinstance(value, str) else ", ".join(value)) for name, value in pairs]
+        output.write_table(["ENGINE", ""], rows)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 
 from libctrd import ids, protos
-from libctrd.engine.diagnosis import fault_at, socket_path
+from libctrd.engine.diagnosis import PATIENCE, fault_at, socket_path
 from libctrd.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -56,6 +56,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: DeadlineError,  # a limit of the daemon's own that races ours reads so
 }
+_TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
 class Channel:
@@ -73,6 +74,7 @@ class Channel:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._closed = False
+        self._answered = False  # set by whoever has an answer first; from then on nobody asks who it is that listens
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: str, request: Any, *, doing: str, timeout: float | None = 10.0, lease: str = "") -> Any:
@@ -81,16 +83,20 @@ class Channel:
         *doing* completes the sentence "could not …", for the error. *timeout* is in seconds; ``None``: no limit. What
         the call makes is held by *lease*, when one is named.
 
+        A peer that has never answered is asked within *timeout*, too, what it is.
+
         Raises an error of the family: `NotFoundError`, `AlreadyExistsError`, `InvalidArgumentError`,
         `UnsupportedError`, `UnavailableError`, `DeadlineError`, `ClosedError`, else `RuntimeFailedError`.
         """
         call = self._calls.get(method) or self._prepare(method, doing)
         try:
-            return call(request, timeout, self._headers(lease))
+            reply = call(request, self._limit(timeout), self._headers(lease))
         except grpc.RpcError as error:
             raise self.error(error, doing, timeout) from error
         except ValueError as error:
             raise self._refused(error, doing) from error
+        self._answered = True
+        return reply
 
     def future(self, method: str, request: Any, *, doing: str = "ask containerd", lease: str = "") -> grpc.Future:
         """Sends a call that may take for ever, and returns at once. Its errors are for `error` to put into words.
@@ -109,7 +115,7 @@ class Channel:
         """Calls a method that answers with many messages. *requests*: one, or where it takes many, their iterator."""
         call = self._calls.get(method) or self._prepare(method, doing)
         try:
-            return Stream(self, call(requests, timeout, self._headers(lease)), doing, timeout)
+            return Stream(self, call(requests, self._limit(timeout), self._headers(lease)), doing, timeout)
         except ValueError as error:
             raise self._refused(error, doing) from error
 
@@ -123,10 +129,20 @@ class Channel:
         if self._closed and code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
             kind, text = ClosedError, "the channel was closed meanwhile"
         elif code is grpc.StatusCode.UNAVAILABLE:
-            text = fault_at(self.path) or f"containerd at {self.path} ended the connection ({text}): try again"
+            text = (
+                fault_at(self.path, _patience(timeout))
+                or f"containerd at {self.path} ended the connection ({text}): try again"
+            )
         elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
             within = "in time" if timeout is None else f"within {timeout:g} s"
-            text = fault_at(self.path) or f"containerd at {self.path} did not answer {within}"
+            patience = 0.0 if self._answered else _patience(timeout)
+            text = fault_at(self.path, patience) or (
+                f"containerd at {self.path} did not answer {within}: is it stopped or overloaded?"
+            )
+        elif code is grpc.StatusCode.UNKNOWN and text.endswith(_TOO_LATE):
+            kind = DeadlineError
+        elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and "Sent message larger" in text:
+            kind, text = InvalidArgumentError, f"a message to containerd has at most {_LARGEST_MESSAGE >> 20} MiB"
         elif code is grpc.StatusCode.UNIMPLEMENTED:
             text = f"containerd at {self.path} does not offer this ({text}): it is too old, or that plugin is disabled"
         said = f"could not {doing}: {text}"
@@ -143,8 +159,16 @@ class Channel:
         if channel is not None:
             channel.close()
 
+    def _limit(self, timeout: float | None) -> float | None:
+        """How long gRPC may take of *timeout*, in seconds: what it takes in vain it takes from finding out why."""
+        return timeout if timeout is None or self._answered else timeout - _patience(timeout)
+
     def _headers(self, lease: str) -> tuple[tuple[str, str], ...]:
-        return (*self._metadata, ("containerd-lease", lease)) if lease else self._metadata
+        if not lease:
+            return self._metadata
+        if not (lease.isascii() and lease.isprintable()):  # gRPC would also tell the process's stderr
+            raise ValueError(f"no lease can be called {lease!r}")
+        return (*self._metadata, ("containerd-lease", lease))
 
     def _prepare(self, method: str, doing: str) -> Callable[..., Any]:
         """What gRPC needs to know for a method, kept: putting that together takes longer than a call."""
@@ -153,7 +177,7 @@ class Channel:
             if self._closed:
                 raise ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
             if self._channel is None:
-                fault = fault_at(self.path, deep=False)
+                fault = fault_at(self.path, 0)
                 if fault is not None:
                     raise UnavailableError(f"could not {doing}: {fault}")
                 self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
@@ -167,10 +191,15 @@ class Channel:
             return call
 
     def _refused(self, error: ValueError, doing: str) -> CtrdError:
-        """gRPC raises ValueError where it does not even begin: on a closed channel, for a lease that is no header."""
+        """ValueError is for what does not even begin: a call on a closed channel, or for a lease that is no header."""
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
+
+
+def _patience(timeout: float | None) -> float:
+    """The seconds that a peer has for its first word, of a call that may take *timeout*."""
+    return PATIENCE if timeout is None else min(PATIENCE, timeout / 4)
 
 
 class Stream(Iterator[Any]):

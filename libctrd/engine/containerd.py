@@ -249,8 +249,12 @@ class ContainerdEngine:
             raise UnsupportedError(
                 "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
             )
-        where = request.log if request.unattended == "log" else os.devnull
-        sink = "file://" + urllib.parse.quote(where)
+        if request.unattended == "discard":
+            sink = os.devnull
+        elif request.record.terminal:
+            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
+        else:
+            sink = "file://" + urllib.parse.quote(request.log)
         return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
 
     def exec(self, request: ExecRequest) -> int:
@@ -293,7 +297,7 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
-            self._exits.add(id, INIT, snapshot.pid)
+            self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 

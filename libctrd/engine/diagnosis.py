@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from typing import Final
 
 from libctrd.errors import InvalidArgumentError
@@ -18,7 +19,9 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0,
 _FRAME_HEADER: Final = 9  # bytes: a length of three, the type, flags, the stream's number of four
 _SETTINGS: Final = 4
 _LONGEST_PATH: Final = 107  # bytes, of sun_path without the NUL at its end
-_PATIENCE: Final = 1.0  # seconds that a listener has to say its first word
+
+PATIENCE: Final = 1.0
+"""The seconds that a listener has for its first word, when there is no reason to give it less."""
 
 
 def socket_path(address: str) -> str:
@@ -38,10 +41,10 @@ def socket_path(address: str) -> str:
     return path
 
 
-def fault_at(path: str, *, deep: bool = True) -> str | None:
+def fault_at(path: str, patience: float = PATIENCE) -> str | None:
     """Why the socket at *path* cannot be used and what to do, or ``None`` when nothing is wrong with it.
 
-    *deep* also asks whoever listens whether it speaks HTTP/2, for which it has a second.
+    Whoever listens is asked whether it speaks HTTP/2 and has *patience*, in seconds, to answer; for 0 it is not asked.
     """
     try:
         kind = os.stat(path).st_mode
@@ -54,27 +57,28 @@ def fault_at(path: str, *, deep: bool = True) -> str | None:
     if not stat.S_ISSOCK(kind):
         return f"{path} is no socket: name containerd's in the address"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        peer.settimeout(_PATIENCE)
+        peer.setblocking(False)  # connecting waits for nothing but room in the listener's queue
         try:
             peer.connect(path)
         except PermissionError:
             return f"user {os.geteuid()} may not use the socket {path}: run as root, or join the group that it is for"
         except ConnectionRefusedError:
             return f"nobody listens at {path}: containerd has ended; start it"
-        except (BlockingIOError, TimeoutError):
+        except BlockingIOError:
             return f"whoever listens at {path} accepts no more connections: is containerd stopped or overloaded?"
         except OSError as error:
             return f"the socket {path} cannot be connected to: {error.strerror}"
-        return _fault_of_peer(peer, path) if deep else None
+        return _fault_of_peer(peer, path, time.monotonic() + patience) if patience else None
 
 
-def _fault_of_peer(peer: socket.socket, path: str) -> str | None:
+def _fault_of_peer(peer: socket.socket, path: str, end: float) -> str | None:
     """What is wrong with the words of whoever listens; ``None``: it answers as a server of HTTP/2 must."""
     hint = "; the socket for gRPC is the one without .ttrpc" if path.endswith(".ttrpc") else ""
     answer = b""
     try:
-        peer.sendall(_PREFACE)
+        peer.send(_PREFACE)  # a new connection has room for all of it
         while len(answer) < _FRAME_HEADER:
+            peer.settimeout(max(0.001, end - time.monotonic()))
             more = peer.recv(_FRAME_HEADER - len(answer))
             if not more:
                 break

@@ -37,8 +37,8 @@ FIRST_BACKOFF = 0.02
 LAST_BACKOFF = 2.0
 CONFIRM_SECONDS = 0.02
 READY_SECONDS = 10.0
-STOPPED = 3
-"""``STOPPED`` of containerd's task states."""
+STOPPED, PAUSED = 3, (4, 5)
+"""Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
 
 class Live:
@@ -48,6 +48,7 @@ class Live:
         self.id = id
         self.name = name
         self.pid = pid
+        self.paused = False
         self.forgotten = False  # containerd does not know it any more: only its shim can tell
         self.wait: Any = None
         self.shim: taskshim.Watch | None = None
@@ -78,12 +79,13 @@ class Exits:
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 
-    def add(self, id: str, name: str, pid: int) -> None:
+    def add(self, id: str, name: str, pid: int, paused: bool = False) -> None:
         """From now on its end is told. It must have been created and must not have been started yet, or be running."""
         with self._lock:
             if (id, name) in self._live:
                 return
             live = self._live[id, name] = Live(id, name, pid)
+            live.paused = paused
             self._told.discard((id, name))
         self.start()
         self._learn_state_dir(pid)
@@ -195,6 +197,8 @@ class Exits:
                 if self._closing.is_set():
                     return
                 log.debug("the events of %s broke off: %s", self._channel.address, error)
+            except Exception:  # a sink, or a message that no containerd sends: no exit is lost for that
+                log.exception("the events of %s could not be handled", self._channel.address)
             self._stream = None
             self._ready.clear()
             again = True
@@ -233,14 +237,23 @@ class Exits:
 
     def _handle(self, envelope: Any) -> None:
         kind = envelope.topic.rpartition("/")[2]
-        event = protos.message(envelope.event.type_url.rpartition("/")[2])()
-        event.ParseFromString(envelope.event.value)
-        id = event.container_id
-        if kind == "exit":
+        event = protos.unpack(envelope.event)
+        id = getattr(event, "container_id", "")
+        if event is None or not id:
+            log.debug("an event on %s is of a kind that is not known: %s", envelope.topic, envelope.event.type_url)
+        elif kind == "exit":
             self._ended(id, INIT if event.id == id else event.id, event)
+        elif kind == "oom":
+            self.sink(Event(id, "oom"))
         else:
-            word = {"paused": "pause", "resumed": "resume"}.get(kind, kind)
-            self.sink(Event(id, word))  # type: ignore[arg-type]
+            self._paused(id, kind == "paused")
+
+    def _paused(self, id: str, paused: bool) -> None:
+        with self._lock:
+            live = self._live.get((id, INIT))
+            if live is not None:
+                live.paused = paused
+        self.sink(Event(id, "pause" if paused else "resume"))
 
     def _ended(self, id: str, name: str, event: Any) -> None:
         """A shim sends again what it could not get rid of: the pid tells whether it is of this life of the id."""
@@ -312,6 +325,8 @@ class Exits:
             if process.status == STOPPED:
                 self._tell(live, exit_status(process.exit_status, process.exited_at))
             else:
+                if live.name == INIT and live.paused != (process.status in PAUSED):
+                    self._paused(live.id, not live.paused)
                 self._wait(live)
                 with self._lock:
                     self._release(live)

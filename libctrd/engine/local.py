@@ -171,7 +171,7 @@ class LocalEngine:
             terminal=bool((spec.get("process") or {}).get("terminal")),
             own_pid_namespace=specs.own_namespace(spec, "pid"),
             cgroup=path if path and path.startswith("/") else "",
-            plain=chosen.version.startswith(_KNOWN) and not wanted.runtime_args and _is_plain(spec),
+            plain=runtimes.leaves_little(chosen, spec) and not wanted.runtime_args,
         )
         return record, spec
 
@@ -497,12 +497,3 @@ def _lives(pid: int, cgroup: str) -> bool:
         return proc.ProcessRef.of(pid).alive() and cgroups.holds(cgroup, pid)
     except NotFoundError:
         return False
-
-
-_KNOWN = ("crun version 1.", "runc version 1.")
-"""The runtimes of which it is known what they leave behind."""
-
-
-def _is_plain(spec: Spec) -> bool:
-    """Does the spec ask for nothing that a runtime must undo itself: no hook, no Intel RDT, no foreign pids?"""
-    return not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any
 
 from libctrd import protos
-from libctrd.errors import InvalidArgumentError, NotFoundError, UnsupportedError
+from libctrd.engine import runtime as runtimes
+from libctrd.errors import InvalidArgumentError, UnsupportedError
 
 SHIM = "io.containerd.runc.v2"
 """containerd's runtime of runc, crun and all that have their command line."""
-
-_WHERE = ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class Runtime:
@@ -86,11 +84,7 @@ def choose(runtime: str | None, arguments: tuple[str, ...], root: str) -> Runtim
         return Runtime(SHIM, "", arguments, root)
     if runtime.startswith("io.containerd."):
         return Runtime(runtime, "", arguments, root)
-    if not runtime or "\0" in runtime or ("/" in runtime and not os.path.isabs(runtime)):
-        raise InvalidArgumentError(f"the runtime {runtime!r} is neither a name nor an absolute path")
-    path = shutil.which(runtime, path=os.environ.get("PATH", os.defpath) + _WHERE)
-    if path is None:
-        raise NotFoundError(f"there is no runtime {runtime!r} that could be executed: install it or name another")
+    path = runtimes.locate(runtime)
     if os.path.basename(path).startswith("containerd-shim-"):
         return Runtime(path, "", arguments, root)
     return Runtime(SHIM, path, arguments, root)

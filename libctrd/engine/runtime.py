@@ -4,11 +4,13 @@
 import logging
 import os
 import threading
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from libctrd import proc
+from libctrd import spec as specs
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
 
@@ -186,3 +188,14 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
         shim.request(directory, "undo")  # it claims to have started a program that is not there
         starter.ended()
         return "it starts programs that do not exist"
+
+
+_KNOWN: Final = ("crun version 1.", "runc version 1.")
+
+
+def leaves_little(runtime: Runtime, spec: dict[str, Any]) -> bool:
+    """Is it known of *runtime* what it leaves behind, and does the spec ask for nothing that it must undo itself: no
+    hook, no Intel RDT, no foreign pids?
+    """
+    plain = not spec.get("hooks") and "intelRdt" not in spec["linux"] and specs.own_namespace(spec, "pid")
+    return plain and runtime.version.startswith(_KNOWN)
