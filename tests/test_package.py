@@ -60,6 +60,9 @@ LAYERS = (
     ("engine.rootfs",),
     ("engine.containerd",),
     ("engine",),
+    ("engine.rootfs",),
+    ("engine.containerd",),
+    ("engine",),
     ("once",),
     ("cli",),
 )

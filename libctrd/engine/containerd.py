@@ -155,6 +155,9 @@ class ContainerdEngine:
             mark = cgroups.mark(self.root)
             path = f"system.slice:ctrd-{mark}:{id}" if runtime.systemd_cgroup else f"/ctrd-{mark}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        process = spec.get("process")
+        if process and process.get("oomScoreAdj") is None:  # else it would have the shim's, which is containerd's
+            spec = {**spec, "process": {**process, "oomScoreAdj": 0}}
         if not wanted.has_rootfs:
             spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
         record = Record(
