@@ -112,8 +112,9 @@ class Registry:
             whole = True
         finally:
             if whole:
-                answer.drain_conn()
-            answer.close()
+                self._http.finish(answer)
+            else:
+                answer.close()
 
     def interrupt(self) -> None:
         """Ends what other threads read."""
