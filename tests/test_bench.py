@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.local("it measures the local engine")
+
 BENCH = Path(__file__).parent.parent / "tools/bench"
 MEASURED = ["start", "command", "pipe", "inherit", "discard", "shim", "fifo"]
 
