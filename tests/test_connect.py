@@ -127,7 +127,7 @@ def test_where_no_daemon_is(tmp_path: Path, make: Callable[[Path], None], words:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 @pytest.mark.parametrize("words", [HTTP, b"SSH-2.0-x\r\n", bytes(range(50)), b""], ids=["http", "ssh", "noise", "end"])
 def test_a_peer_that_speaks_something_else(peer: Peer, words: bytes) -> None:
     peer.says(words)
@@ -136,7 +136,7 @@ def test_a_peer_that_speaks_something_else(peer: Peer, words: bytes) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 def test_a_peer_that_is_silent(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
     with refused_in_time(DeadlineError, "says nothing: is it containerd, and is that stopped?", str(peer.path)):
@@ -151,7 +151,7 @@ def test_a_peer_with_no_room_for_a_connection(peer: Peer) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "grpc_is_up")
 def test_a_server_of_grpc_that_is_no_containerd(stranger: str) -> None:
     with refused_in_time(UnsupportedError, f"what listens at {stranger} is no containerd 1.x or 2.x"):
         libctrd.connect(stranger)
@@ -199,7 +199,7 @@ def test_an_address_that_names_no_socket(address: str) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 def test_a_daemon_that_is_stopped(new_containerd: Callable[[], Containerd], monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
     daemon = new_containerd()
