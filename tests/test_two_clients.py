@@ -14,7 +14,6 @@ from container_kit import WAIT, kill_shim, shims
 from engine_kit import Place
 from fifo_kit import Background, until
 
-import libctrd
 from libctrd import DETACHED, NULL, PIPE, handling
 from libctrd.client import Client
 from libctrd.container import Container
@@ -182,7 +181,7 @@ def test_a_wait_that_comes_too_late_is_refused_and_never_hangs(
         watch(id)
 
     monkeypatch.setattr(engine, "watch", watch_late)
-    with pytest.raises(NotFoundError, match="removed|there is no container"):
+    with pytest.raises(NotFoundError, match=r"removed|there is no container"):
         late.wait(WAIT)
     close_output(container)
 
@@ -206,9 +205,7 @@ def test_a_wait_ends_when_the_shim_and_the_directory_are_taken_away(
     close_output(container)
 
 
-def test_many_watchers_all_get_the_code_though_it_is_cleaned_at_once(
-    client: Client, engine: Place, spec: Make
-) -> None:
+def test_many_watchers_all_get_the_code_though_it_is_cleaned_at_once(client: Client, engine: Place, spec: Make) -> None:
     """C28, podman 527: a wait that began before the cleaning always gets its answer."""
     for n in range(5):
         container = client.create("web", spec(f"read x; exit {n}"))

@@ -18,7 +18,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, metrics, runc, store, taskio
+from libctrd.engine import cgroups, exitfile, metrics, runc, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -38,6 +38,7 @@ from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
+    from libctrd.engine.daemon import Daemon
     from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
@@ -46,7 +47,6 @@ PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 STARTED = "started"
-EXITED = "exit.json"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
@@ -54,22 +54,24 @@ SIGKILL = 9
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
 _ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
 """How a shim refuses what would need a running process."""
-_exit_decoder = msgspec.json.Decoder(ExitStatus)
 
 
 class ContainerdEngine:
     """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
-    none.
+    none; *daemon* is the containerd itself when it is one of ours.
     """
 
-    def __init__(self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None) -> None:
-        self.address = channel.address
+    def __init__(
+        self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None, daemon: Daemon | None = None
+    ) -> None:
+        self.address = f"containerd:{daemon.directory}" if daemon is not None else channel.address
+        self._daemon = daemon
         self._channel = channel
         self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back)
+        self._exits = Exits(channel, reactor, self._is_back, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
@@ -148,13 +150,9 @@ class ContainerdEngine:
         """A container without a task was not started yet; or newer daemons have forgotten how it ended (C26)."""
         self._store.record(id)
         where = os.path.join(self.root, id)
-        try:
-            with open(os.path.join(where, EXITED), "rb") as file:
-                return Snapshot("stopped", exit=_exit_decoder.decode(file.read()))
-        except FileNotFoundError:
-            pass
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the exit record of container %s cannot be read: %s", id, error)
+        kept = exitfile.read(where)
+        if kept is not None:
+            return Snapshot("stopped", exit=kept)
         if os.path.lexists(os.path.join(where, STARTED)):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
@@ -297,8 +295,8 @@ class ContainerdEngine:
     def _tell(self, event: Event) -> None:
         """Called by a thread that must not wait: hands on what happened.
 
-        containerd tells of memory that ran out at its leisure: twice, or after the exit, which may be when the id is
-        another's. At the exit the cgroup knows; so it is told once, and by then.
+        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
+        cgroup knows: so it is told once, and by then.
         """
         id = event.id
         if event.type == "oom":
@@ -327,6 +325,10 @@ class ContainerdEngine:
         with self._lock:
             self._cgroups[record.id] = record.cgroup
             self._oom.discard(record.id)
+
+    def _keep(self, id: str, status: ExitStatus) -> None:
+        """A shim has told it while containerd is away, which may forget it before it is back."""
+        exitfile.write(os.path.join(self.root, id), status)
 
     def _is_back(self) -> None:
         """containerd was away and is back: what it should have deleted meanwhile is deleted."""
@@ -471,6 +473,14 @@ class ContainerdEngine:
         """See `Engine.close`."""
         self._exits.close()
         self._channel.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+    def stop_daemon(self) -> None:
+        """See `Engine.stop_daemon`."""
+        if self._daemon is None:
+            raise UnsupportedError(f"the containerd at {self.address} is not ours to stop: whoever started it can")
+        self._daemon.stop()
 
 
 def _exec_id(process: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import urllib.parse
 from collections.abc import Iterator
 
 from libctrd.engine.base import CreateRequest
@@ -33,6 +32,8 @@ def of_start(request: CreateRequest) -> tuple[str, str, str]:
     elif terminal:
         raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
     elif stdout and stderr:
+        import urllib.parse  # the rare case; it takes milliseconds
+
         sink = "file://" + urllib.parse.quote(request.log)
     else:
         raise UnsupportedError("the containerd engine can log both, stdout and stderr, or none: leave NULL out")
