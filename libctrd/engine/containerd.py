@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, metrics, runc, store
+from libctrd.engine import cgroups, exitfile, metrics, runc, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -51,6 +52,8 @@ DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
+_ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
+"""How a shim refuses what would need a running process."""
 
 
 class ContainerdEngine:
@@ -72,14 +75,22 @@ class ContainerdEngine:
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
-        # Guards the two tables: the records of what this client made, for what is asked of each of them again and
-        # again; and what is to be deleted as soon as containerd is back.
+        # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
+        # what is to be deleted as soon as containerd is back; the cgroup of each whose end is to be told, and those
+        # of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         self._late: set[str] = set()
+        self._cgroups: dict[str, str] = {}
+        self._oom: set[str] = set()
 
     def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
-        return self._channel.call(method, request, doing=doing, timeout=timeout)
+        try:
+            return self._channel.call(method, request, doing=doing, timeout=timeout)
+        except RuntimeFailedError as error:
+            if _ENDED.search(str(error)):  # a shim has no code for that either
+                raise NotFoundError(f"could not {doing}: it has ended") from error
+            raise
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -126,7 +137,9 @@ class ContainerdEngine:
             return self._without_task(id)
         status = _STATUS.get(process.status, "stopped")
         if status == "stopped":
-            return Snapshot(status, exit=self._with_oom(id, exit_status(process.exit_status, process.exited_at)))
+            how = exit_status(process.exit_status, process.exited_at)
+            oom_killed = cgroups.oom_kills(self.record(id).cgroup) > 0
+            return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
 
     def _process(self, id: str, exec_id: str = "") -> Any:
@@ -194,9 +207,9 @@ class ContainerdEngine:
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
-        self._claim_start(record)
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
-        stdin, stdout, stderr = self._stdio(request)
+        stdin, stdout, stderr = taskio.of_start(request)
+        self._claim_start(record)
         package = protos.package("containerd.services.tasks.v1")
         task = package.CreateTaskRequest(
             container_id=record.id,
@@ -208,8 +221,9 @@ class ContainerdEngine:
             options=options,
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
-        with _read_ends(stdout, stderr):
+        with taskio.read_ends(stdout, stderr):
             reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        self._know_cgroup(record)
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
         pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
@@ -235,49 +249,26 @@ class ContainerdEngine:
         except (InvalidArgumentError, NotFoundError) as error:
             raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
 
-    def _stdio(self, request: CreateRequest) -> tuple[str, str, str]:
-        """The paths of stdin, stdout and stderr for the shim, which is told what becomes of them when nobody reads."""
-        stdin, stdout, stderr = request.stdin, request.stdout, request.stderr
-        if request.unattended == "hold":
-            return stdin, stdout, "" if request.record.terminal else stderr
-        if request.attended:
-            raise UnsupportedError(
-                f"the containerd engine cannot {request.unattended} output once its reader has gone: "
-                "say unattended='hold', or start it with stdio=DETACHED"
-            )
-        if request.auto_remove:
-            raise UnsupportedError(
-                "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
-            )
-        if request.unattended == "discard":
-            sink = os.devnull
-        elif request.record.terminal:
-            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
-        else:
-            import urllib.parse  # the rare case; it takes milliseconds
-
-            sink = "file://" + urllib.parse.quote(request.log)
-        return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
-
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
         id, name = request.record.id, request.process
         if name == id:
             raise InvalidArgumentError(f"a process of container {id!r} cannot have the name of the container")
         package = protos.package("containerd.services.tasks.v1")
+        stdin, stdout, stderr = taskio.names(request.stdin, request.stdout, request.stderr, request.terminal)
         what = package.ExecProcessRequest(
             container_id=id,
             exec_id=name,
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr="" if request.terminal else request.stderr,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             terminal=request.terminal,
             spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
         self._exits.add(id, name, 0)
         try:
-            with _read_ends(request.stdout, request.stderr):
+            with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
             self._exits.started(id, name, pid)
@@ -299,23 +290,44 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
+            self._know_cgroup(self.record(id))
             self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 
     def _tell(self, event: Event) -> None:
-        """Called by a thread that must not wait: hands on what happened."""
-        if event.type == "exit" and event.process == INIT and event.status is not None:
-            event = msgspec.structs.replace(event, status=self._with_oom(event.id, event.status))
+        """Called by a thread that must not wait: hands on what happened.
+
+        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
+        cgroup knows: so it is told once, and by then.
+        """
+        id = event.id
+        if event.type == "oom":
+            if self._is_first_oom(id):
+                self._sink(event)
+            return
+        if event.type == "exit" and event.process == INIT:
+            with self._lock:
+                cgroup = self._cgroups.pop(id, "")
+            if event.status is not None and cgroups.oom_kills(cgroup):
+                event = msgspec.structs.replace(event, status=msgspec.structs.replace(event.status, oom_killed=True))
+                if self._is_first_oom(id):
+                    self._sink(Event(id, "oom"))
+            with self._lock:
+                self._oom.discard(id)
         self._sink(event)
 
-    def _with_oom(self, id: str, status: ExitStatus) -> ExitStatus:
-        """containerd tells of memory that ran out at its leisure, maybe after the exit; the cgroup knows by now."""
+    def _is_first_oom(self, id: str) -> bool:
         with self._lock:
-            record = self._records.get(id)
-        if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
-            return status
-        return msgspec.structs.replace(status, oom_killed=True)
+            first = id not in self._oom
+            self._oom.add(id)
+            return first
+
+    def _know_cgroup(self, record: Record) -> None:
+        """From now on until its end is told, its cgroup can be asked for memory that ran out."""
+        with self._lock:
+            self._cgroups[record.id] = record.cgroup
+            self._oom.discard(record.id)
 
     def _keep(self, id: str, status: ExitStatus) -> None:
         """A shim has told it while containerd is away, which may forget it before it is back."""
@@ -476,19 +488,3 @@ class ContainerdEngine:
 
 def _exec_id(process: str) -> str:
     return "" if process == INIT else process
-
-
-@contextlib.contextmanager
-def _read_ends(*paths: str) -> Any:
-    """Holds a read end of each fifo open: containerd's shim holds both from its own open on."""
-    held = []
-    try:
-        for path in paths:
-            if path.startswith("/"):
-                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        yield
-    except OSError as error:
-        raise from_os_error(error, f"open the fifos {paths!r} for reading") from error
-    finally:
-        for fd in held:
-            os.close(fd)
