@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from containerd_kit import program
 
+pytestmark = pytest.mark.local("it measures the local engine")
+
 BENCH = Path(__file__).parent.parent / "tools/bench"
 MEASURED = ["start", "command", "pipe", "inherit", "discard", "shim", "fifo"]
 GROUPS = ["starts", "streams", "shims", "fifos"]

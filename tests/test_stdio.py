@@ -228,8 +228,8 @@ def hold_output_open(container: libctrd.Container) -> int:
     return holder
 
 
-def test_output_kept_open_is_waited_for_as_long_as_the_caller_says(crun_client: Client, spec: Make) -> None:  # C28
-    container = crun_client.create("web", spec("read x; echo mine"))
+def test_output_kept_open_is_waited_for_as_long_as_the_caller_says(any_client: Client, spec: Make) -> None:  # C28
+    container = any_client.create("web", spec("read x; echo mine"))
     container.start(drain_timeout=0.3)
     holder = hold_output_open(container)
     assert container.wait(WAIT).code == 0
@@ -239,8 +239,8 @@ def test_output_kept_open_is_waited_for_as_long_as_the_caller_says(crun_client: 
     assert container.stdout.read() == b"mine\nlate\n", "what the caller holds he can read to its own end"
 
 
-def test_output_kept_open_is_waited_for_without_a_limit(crun_client: Client, spec: Make) -> None:  # C28
-    container = crun_client.create("web", spec("read x; echo mine"))
+def test_output_kept_open_is_waited_for_without_a_limit(any_client: Client, spec: Make) -> None:  # C28
+    container = any_client.create("web", spec("read x; echo mine"))
     container.start(libctrd.Stdio(libctrd.PIPE, stdio.Choice.CAPTURE, libctrd.NULL))
     holder = hold_output_open(container)
     with pytest.raises(libctrd.DeadlineError):
@@ -251,8 +251,8 @@ def test_output_kept_open_is_waited_for_without_a_limit(crun_client: Client, spe
     assert container._captured()["stdout"].read() == b"mine\nlate\n"
 
 
-def test_what_the_relay_has_by_the_drain_timeout_is_delivered(crun_client: Client, spec: Make) -> None:  # C28
-    container = crun_client.create("web", spec("read x; echo mine"))
+def test_what_the_relay_has_by_the_drain_timeout_is_delivered(any_client: Client, spec: Make) -> None:  # C28
+    container = any_client.create("web", spec("read x; echo mine"))
     container.start(libctrd.Stdio(libctrd.PIPE, stdio.Choice.CAPTURE, libctrd.NULL), drain_timeout=0.3)
     holder = hold_output_open(container)
     assert container.wait(WAIT).code == 0
@@ -285,8 +285,8 @@ def test_a_reader_that_went_away_holds_the_container_back_and_does_not_kill_it(c
     assert container.wait(WAIT).code == 137
 
 
-def test_pipes_that_the_caller_reads_are_grown_where_that_is_free(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("cat"))
+def test_pipes_that_the_caller_reads_are_grown_where_that_is_free(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("cat"))
     container.start()
     assert isinstance(container.stdout, Fifo)
     room = fcntl.fcntl(container.stdout.fileno(), fcntl.F_GETPIPE_SZ)

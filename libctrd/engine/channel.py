@@ -8,13 +8,14 @@ only an engine over a socket does so.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpc
 
 from libctrd import ids, protos
-from libctrd.engine.diagnosis import PATIENCE, fault_at, socket_path
+from libctrd.engine.diagnosis import fault_at, socket_path
 from libctrd.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -56,6 +57,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: DeadlineError,  # a limit of the daemon's own that races ours reads so
 }
+_FIRST_WORD: Final = 10.0  # seconds that a daemon has for it when the call has no limit
 _TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
@@ -74,7 +76,6 @@ class Channel:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._closed = False
-        self._answered = False  # set by whoever has an answer first; from then on nobody asks who it is that listens
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: str, request: Any, *, doing: str, timeout: float | None = 10.0, lease: str = "") -> Any:
@@ -83,20 +84,19 @@ class Channel:
         *doing* completes the sentence "could not …", for the error. *timeout* is in seconds; ``None``: no limit. What
         the call makes is held by *lease*, when one is named.
 
-        A peer that has never answered is asked within *timeout*, too, what it is.
+        Before the first call whoever listens is asked what it is, which *timeout* includes.
 
         Raises an error of the family: `NotFoundError`, `AlreadyExistsError`, `InvalidArgumentError`,
         `UnsupportedError`, `UnavailableError`, `DeadlineError`, `ClosedError`, else `RuntimeFailedError`.
         """
-        call = self._calls.get(method) or self._prepare(method, doing)
+        end = None if timeout is None else time.monotonic() + timeout
+        call = self._calls.get(method) or self._prepare(method, doing, timeout)
         try:
-            reply = call(request, self._limit(timeout), self._headers(lease))
+            return call(request, None if end is None else end - time.monotonic(), self._headers(lease))
         except grpc.RpcError as error:
             raise self.error(error, doing, timeout) from error
         except ValueError as error:
             raise self._refused(error, doing) from error
-        self._answered = True
-        return reply
 
     def future(self, method: str, request: Any, *, doing: str = "ask containerd", lease: str = "") -> grpc.Future:
         """Sends a call that may take for ever, and returns at once. Its errors are for `error` to put into words.
@@ -113,9 +113,9 @@ class Channel:
         self, method: str, requests: Any, *, doing: str, timeout: float | None = None, lease: str = ""
     ) -> Stream:
         """Calls a method that answers with many messages. *requests*: one, or where it takes many, their iterator."""
-        call = self._calls.get(method) or self._prepare(method, doing)
+        call = self._calls.get(method) or self._prepare(method, doing, timeout)
         try:
-            return Stream(self, call(requests, self._limit(timeout), self._headers(lease)), doing, timeout)
+            return Stream(self, call(requests, timeout, self._headers(lease)), doing, timeout)
         except ValueError as error:
             raise self._refused(error, doing) from error
 
@@ -129,16 +129,13 @@ class Channel:
         if self._closed and code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
             kind, text = ClosedError, "the channel was closed meanwhile"
         elif code is grpc.StatusCode.UNAVAILABLE:
-            text = (
-                fault_at(self.path, _patience(timeout))
-                or f"containerd at {self.path} ended the connection ({text}): try again"
-            )
+            fault = fault_at(self.path)
+            text = fault.text if fault else f"containerd at {self.path} ended the connection ({text}): try again"
         elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
             within = "in time" if timeout is None else f"within {timeout:g} s"
-            patience = 0.0 if self._answered else _patience(timeout)
-            text = fault_at(self.path, patience) or (
-                f"containerd at {self.path} did not answer {within}: is it stopped or overloaded?"
-            )
+            fault = fault_at(self.path, 0)  # what it is was asked before the first call
+            silent = f"containerd at {self.path} did not answer {within}: is it stopped or overloaded?"
+            text = fault.text if fault else silent
         elif code is grpc.StatusCode.UNKNOWN and text.endswith(_TOO_LATE):
             kind = DeadlineError
         elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and "Sent message larger" in text:
@@ -159,10 +156,6 @@ class Channel:
         if channel is not None:
             channel.close()
 
-    def _limit(self, timeout: float | None) -> float | None:
-        """How long gRPC may take of *timeout*, in seconds: what it takes in vain it takes from finding out why."""
-        return timeout if timeout is None or self._answered else timeout - _patience(timeout)
-
     def _headers(self, lease: str) -> tuple[tuple[str, str], ...]:
         if not lease:
             return self._metadata
@@ -170,16 +163,21 @@ class Channel:
             raise ValueError(f"no lease can be called {lease!r}")
         return (*self._metadata, ("containerd-lease", lease))
 
-    def _prepare(self, method: str, doing: str) -> Callable[..., Any]:
+    def _meet(self, doing: str, patience: float) -> None:
+        """Asks whoever listens what it is, before gRPC does: that would try for long after its channel was closed."""
+        fault = fault_at(self.path, patience)
+        if fault is not None:
+            raise (DeadlineError if fault.silent else UnavailableError)(f"could not {doing}: {fault.text}")
+
+    def _prepare(self, method: str, doing: str, timeout: float | None = None) -> Callable[..., Any]:
         """What gRPC needs to know for a method, kept: putting that together takes longer than a call."""
         known = protos.method(method)
+        if self._channel is None and not self._closed:  # without the lock: of two who come here both may ask
+            self._meet(doing, _FIRST_WORD if timeout is None else timeout)
         with self._lock:
             if self._closed:
                 raise ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
             if self._channel is None:
-                fault = fault_at(self.path, 0)
-                if fault is not None:
-                    raise UnavailableError(f"could not {doing}: {fault}")
                 self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
             make = {
                 (False, False): self._channel.unary_unary,
@@ -195,11 +193,6 @@ class Channel:
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
-
-
-def _patience(timeout: float | None) -> float:
-    """The seconds that a peer has for its first word, of a call that may take *timeout*."""
-    return PATIENCE if timeout is None else min(PATIENCE, timeout / 4)
 
 
 class Stream(Iterator[Any]):

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-import urllib.parse
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, metrics, runc, store
+from libctrd.engine import cgroups, exitfile, metrics, runc, store
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -38,6 +37,7 @@ from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
+    from libctrd.engine.daemon import Daemon
     from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
@@ -46,28 +46,29 @@ PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 STARTED = "started"
-EXITED = "exit.json"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
-_exit_decoder = msgspec.json.Decoder(ExitStatus)
 
 
 class ContainerdEngine:
     """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
-    none.
+    none; *daemon* is the containerd itself when it is one of ours.
     """
 
-    def __init__(self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None) -> None:
-        self.address = channel.address
+    def __init__(
+        self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None, daemon: Daemon | None = None
+    ) -> None:
+        self.address = f"containerd:{daemon.directory}" if daemon is not None else channel.address
+        self._daemon = daemon
         self._channel = channel
         self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back)
+        self._exits = Exits(channel, reactor, self._is_back, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
@@ -136,13 +137,9 @@ class ContainerdEngine:
         """A container without a task was not started yet; or newer daemons have forgotten how it ended (C26)."""
         self._store.record(id)
         where = os.path.join(self.root, id)
-        try:
-            with open(os.path.join(where, EXITED), "rb") as file:
-                return Snapshot("stopped", exit=_exit_decoder.decode(file.read()))
-        except FileNotFoundError:
-            pass
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the exit record of container %s cannot be read: %s", id, error)
+        kept = exitfile.read(where)
+        if kept is not None:
+            return Snapshot("stopped", exit=kept)
         if os.path.lexists(os.path.join(where, STARTED)):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
@@ -254,6 +251,8 @@ class ContainerdEngine:
         elif request.record.terminal:
             raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
         else:
+            import urllib.parse  # the rare case; it takes milliseconds
+
             sink = "file://" + urllib.parse.quote(request.log)
         return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
 
@@ -314,6 +313,10 @@ class ContainerdEngine:
         if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
             return status
         return msgspec.structs.replace(status, oom_killed=True)
+
+    def _keep(self, id: str, status: ExitStatus) -> None:
+        """A shim has told it while containerd is away, which may forget it before it is back."""
+        exitfile.write(os.path.join(self.root, id), status)
 
     def _is_back(self) -> None:
         """containerd was away and is back: what it should have deleted meanwhile is deleted."""
@@ -458,6 +461,14 @@ class ContainerdEngine:
         """See `Engine.close`."""
         self._exits.close()
         self._channel.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+    def stop_daemon(self) -> None:
+        """See `Engine.stop_daemon`."""
+        if self._daemon is None:
+            raise UnsupportedError(f"the containerd at {self.address} is not ours to stop: whoever started it can")
+        self._daemon.stop()
 
 
 def _exec_id(process: str) -> str:

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from libctrd.errors import InvalidArgumentError
 
@@ -41,7 +41,14 @@ def socket_path(address: str) -> str:
     return path
 
 
-def fault_at(path: str, patience: float = PATIENCE) -> str | None:
+class Fault(NamedTuple):
+    """What is wrong and what to do, in words; *silent*: whoever listens has said nothing yet."""
+
+    text: str
+    silent: bool = False
+
+
+def fault_at(path: str, patience: float = PATIENCE) -> Fault | None:
     """Why the socket at *path* cannot be used and what to do, or ``None`` when nothing is wrong with it.
 
     Whoever listens is asked whether it speaks HTTP/2 and has *patience*, in seconds, to answer; for 0 it is not asked.
@@ -49,29 +56,31 @@ def fault_at(path: str, patience: float = PATIENCE) -> str | None:
     try:
         kind = os.stat(path).st_mode
     except PermissionError:
-        return f"user {os.geteuid()} may not reach {path}: run as root, or have the directories above it opened"
+        return Fault(f"user {os.geteuid()} may not reach {path}: run as root, or have the directories above it opened")
     except (FileNotFoundError, NotADirectoryError):
-        return f"there is no socket {path}: is containerd running? start it, or name its socket in the address"
+        return Fault(f"there is no socket {path}: is containerd running? start it, or name its socket in the address")
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return Fault(f"{path} cannot be looked at: {error.strerror}")
     if not stat.S_ISSOCK(kind):
-        return f"{path} is no socket: name containerd's in the address"
+        return Fault(f"{path} is no socket: name containerd's in the address")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.setblocking(False)  # connecting waits for nothing but room in the listener's queue
         try:
             peer.connect(path)
         except PermissionError:
-            return f"user {os.geteuid()} may not use the socket {path}: run as root, or join the group that it is for"
+            return Fault(
+                f"user {os.geteuid()} may not use the socket {path}: run as root, or join the group that it is for"
+            )
         except ConnectionRefusedError:
-            return f"nobody listens at {path}: containerd has ended; start it"
+            return Fault(f"nobody listens at {path}: containerd has ended; start it")
         except BlockingIOError:
-            return f"whoever listens at {path} accepts no more connections: is containerd stopped or overloaded?"
+            return Fault(f"whoever listens at {path} accepts no more connections: is containerd stopped or overloaded?")
         except OSError as error:
-            return f"the socket {path} cannot be connected to: {error.strerror}"
+            return Fault(f"the socket {path} cannot be connected to: {error.strerror}")
         return _fault_of_peer(peer, path, time.monotonic() + patience) if patience else None
 
 
-def _fault_of_peer(peer: socket.socket, path: str, end: float) -> str | None:
+def _fault_of_peer(peer: socket.socket, path: str, end: float) -> Fault | None:
     """What is wrong with the words of whoever listens; ``None``: it answers as a server of HTTP/2 must."""
     hint = "; the socket for gRPC is the one without .ttrpc" if path.endswith(".ttrpc") else ""
     answer = b""
@@ -84,9 +93,11 @@ def _fault_of_peer(peer: socket.socket, path: str, end: float) -> str | None:
                 break
             answer += more
     except TimeoutError:
-        return f"whoever listens at {path} says nothing: is it containerd, and is that stopped?{hint}"
+        return Fault(
+            f"whoever listens at {path} says nothing: is it containerd, and is that stopped?{hint}", silent=True
+        )
     except OSError:
         pass  # it hung up on us: what it said before that is judged below
     if len(answer) == _FRAME_HEADER and answer[3] == _SETTINGS and answer[5:] == bytes(4):
         return None
-    return f"whoever listens at {path} does not speak gRPC: name containerd's socket in the address{hint}"
+    return Fault(f"whoever listens at {path} does not speak gRPC: name containerd's socket in the address{hint}")

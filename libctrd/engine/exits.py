@@ -60,12 +60,22 @@ class Live:
 
 
 class Exits:
-    """Watches the processes of one namespace. *sink* gets their events; *back* is called when containerd is back."""
+    """Watches the processes of one namespace. ``sink`` gets their events.
 
-    def __init__(self, channel: Channel, reactor: Reactor, back: Callable[[], None]) -> None:
+    *back* is called when containerd is back; *keep* gets the end of a container that only its shim has told.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        reactor: Reactor,
+        back: Callable[[], None],
+        keep: Callable[[str, ExitStatus], None],
+    ) -> None:
         self._channel = channel
         self._reactor = reactor
         self._back = back
+        self._keep = keep
         self.sink: Sink = lambda event: None
         self._lock = threading.Lock()
         self._live: dict[tuple[str, str], Live] = {}
@@ -301,6 +311,8 @@ class Exits:
             if live.shim is shim:
                 self._release(live)
             forgotten = live.forgotten
+        if status is not None and live.name == INIT:
+            self._keep(live.id, status)
         if status is not None or forgotten:
             self._tell(live, status or ExitStatus(UNKNOWN_EXIT, known=False))
 

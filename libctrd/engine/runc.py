@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from libctrd import protos
-from libctrd.engine import runtime as runtimes
 from libctrd.errors import InvalidArgumentError, UnsupportedError
 
 SHIM = "io.containerd.runc.v2"
@@ -84,6 +83,8 @@ def choose(runtime: str | None, arguments: tuple[str, ...], root: str) -> Runtim
         return Runtime(SHIM, "", arguments, root)
     if runtime.startswith("io.containerd."):
         return Runtime(runtime, "", arguments, root)
+    from libctrd.engine import runtime as runtimes  # milliseconds, which who names none need not pay
+
     path = runtimes.locate(runtime)
     if os.path.basename(path).startswith("containerd-shim-"):
         return Runtime(path, "", arguments, root)
