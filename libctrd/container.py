@@ -24,7 +24,6 @@ from libctrd.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
-    RuntimeFailedError,
     UnavailableError,
 )
 from libctrd.process import Process
@@ -436,12 +435,9 @@ class Container:
             client._remove(self, force)
 
     def _thaw(self) -> None:
-        """Resumes it for the SIGKILL that it was sent, unless that has reached it meanwhile."""
-        try:
+        """Resumes it for the SIGKILL that it was sent. Some runtimes have done so themselves, and say so."""
+        with contextlib.suppress(NotFoundError, InvalidArgumentError):
             self._client._engine.resume(self.id)
-        except RuntimeFailedError:
-            if self.status == "paused":
-                raise
 
     def clean_process(self, name: str) -> None:
         """Removes the three fifos of the process *name* and forgets it; an unknown name touches no file (C3).

@@ -384,7 +384,12 @@ class ContainerdEngine:
         """See `Engine.resume`."""
         self._exits.subscribed()
         request = protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id)
-        self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+        try:
+            self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+        except RuntimeFailedError as error:
+            if "not paused" in str(error):
+                raise InvalidArgumentError(f"container {id!r} is not paused: there is nothing to resume") from error
+            raise
 
     def pids(self, id: str) -> list[int]:
         """See `Engine.pids`."""
