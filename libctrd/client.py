@@ -376,6 +376,15 @@ class Client:
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
+    def stop_daemon(self) -> None:
+        """Ends the daemon behind this client, and closes the client, for ``containerd:/DIR``. Containers run on (C23).
+
+        Raises `UnsupportedError` when there is no daemon, or one that is not ours: that is never stopped.
+        """
+        self._check_open()
+        self._engine.stop_daemon()
+        self.close()
+
     def close(self) -> None:
         """Lets go of the engine. Containers run on; events that have come are handled first. Idempotent."""
         with self._guard:

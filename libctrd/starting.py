@@ -66,7 +66,7 @@ def launch(
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
             log=log_file,
-            attended=not init.streams.left_to_others,
+            attended=init.streams.takes_output,
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )

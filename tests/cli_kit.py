@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from engine_kit import Place
 
 SECONDS = 30.0
 """How long anything may take before a test calls it a hang."""
 
 
 class Ctrd:
-    """``ctrd`` on one state directory, with one runtime and one root file system."""
+    """``ctrd`` in the place of a test, with one root file system."""
 
-    def __init__(self, state_dir: str, rootfs: str, runtime: str | None) -> None:
-        self.state_dir = state_dir
+    def __init__(self, engine: Place, rootfs: str) -> None:
+        self.engine = engine
+        self.state_dir = engine.root
         self.rootfs = rootfs
-        self.program = [sys.executable, "-m", "libctrd.cli", "--state-dir", state_dir]
-        if runtime is not None:
-            self.program += ["--runtime", runtime]
+        self.program = [sys.executable, "-m", "libctrd.cli", *engine.options]
         self.environment = dict(os.environ)
         if self.environment.pop("PYTHONDONTWRITEBYTECODE", None):  # compiled once for all tests, not by each process
             self.environment["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), f"ctrd-tests-{os.getuid()}")
@@ -100,19 +100,17 @@ class Ctrd:
 
 
 @pytest.fixture
-def each_ctrd(state_dir: str, rootfs: str, runtime: str) -> Iterator[Ctrd]:
-    """``ctrd`` with each OCI runtime in turn."""
-    ctrd = Ctrd(state_dir, rootfs, runtime)
+def each_ctrd(engine: Place, rootfs: str, runtime: str) -> Iterator[Ctrd]:
+    """``ctrd`` in every engine, with each OCI runtime in turn."""
+    ctrd = Ctrd(engine, rootfs)
     yield ctrd
     ctrd.end()
 
 
 @pytest.fixture
-def ctrd(state_dir: str, rootfs: str) -> Iterator[Ctrd]:
-    """``ctrd`` with the runtime that it chooses itself, for what no runtime changes."""
-    if os.geteuid() != 0:
-        pytest.skip("containers of this suite need root: run it as root")
-    ctrd = Ctrd(state_dir, rootfs, None)
+def ctrd(engine: Place, rootfs: str) -> Iterator[Ctrd]:
+    """``ctrd`` in every engine with the runtime that it chooses itself, for what no runtime changes."""
+    ctrd = Ctrd(engine, rootfs)
     yield ctrd
     ctrd.end()
 

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import psutil
-from conftest import leftovers
+from engine_kit import leftovers
 from fifo_kit import open_files, until
 from hypothesis import strategies as st
 

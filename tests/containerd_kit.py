@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from libctrd.engine import cgroups
+from libctrd.engine import cgroups, default_daemon_dir
 
 PATH = os.pathsep.join(filter(None, [os.environ.get("CTRD_TEST_CONTAINERD"), os.environ["PATH"], "/usr/sbin:/sbin"]))
 START_SECONDS = 30.0
@@ -170,6 +170,13 @@ class Containerd:
         assert found, said
         return tuple(map(int, found.groups()))
 
+    @property
+    def uuid(self) -> str:
+        """The name that it has given itself once somebody asked: that of libctrd's directory for it. "" before."""
+        for file in Path(self.root).glob("*introspection*/uuid"):
+            return file.read_text(encoding="ascii").strip()
+        return ""
+
     # ---- by ctr, for what must not depend on the code under test ----
 
     def _ctr(self, *args: str, namespace: str = "default") -> subprocess.CompletedProcess[str]:
@@ -249,6 +256,8 @@ class Containerd:
                     os.kill(int(pid), signal.SIGKILL)
                     cgroups.thaw(int(pid))
             until(lambda group=group: _removed(group), f"an empty {group}")
+        if self.uuid:
+            shutil.rmtree(os.path.join(default_daemon_dir(), self.uuid), ignore_errors=True)
         shutil.rmtree(self.directory)
 
 
@@ -258,7 +267,6 @@ def left_behind(daemon: Containerd, namespace: str) -> dict[str, list[str]]:
     *namespace* should be one that nobody else on this host uses (`new_namespace`): cgroups and runc's default root are
     shared by all daemons.
     """
-    seen = sorted(id for where, id in daemon.seen() if where == namespace)
     listed = {
         "tasks": ("tasks", "ls", "-q"),
         "containers": ("containers", "ls", "-q"),
@@ -270,8 +278,14 @@ def left_behind(daemon: Containerd, namespace: str) -> dict[str, list[str]]:
     for what, command in listed.items():
         lines = daemon.ctr(*command, namespace=namespace).splitlines()
         found[what] = lines if "-q" in command else [line for line in lines[1:] if line.strip()]
+    return {**{what: things for what, things in found.items() if things}, **left_on_host(daemon, namespace)}
+
+
+def left_on_host(daemon: Containerd, namespace: str) -> dict[str, list[str]]:
+    """That part of it which is seen without asking the daemon."""
+    seen = sorted(id for where, id in daemon.seen() if where == namespace)
     bundles = (Path(top, TASKS, namespace) for top in (daemon.state, daemon.root))
-    found["bundles"] = [str(path) for top in bundles for path in top.glob("*")]
+    found = {"bundles": [str(path) for top in bundles for path in top.glob("*")]}
     roots = (f"{daemon.runc_root}/{namespace}", f"/run/containerd/runc/{namespace}")
     found["runc roots"] = [str(path) for root in roots for path in Path(root).glob("*")]
     found["cgroups"] = [path for top in _groups(namespace) for path in _below(top)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import leftovers
+from engine_kit import leftovers
 
 from libctrd.errors import CtrdError
 

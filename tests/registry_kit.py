@@ -38,7 +38,7 @@ def tool(name: str, package: str) -> str:
 
 
 def certificate(directory: Path, name: str = "localhost") -> tuple[Path, Path]:
-    """A key and a self-signed certificate for *name* and 127.0.0.1; returns the paths of the certificate and the key."""
+    """A key and a self-signed certificate for *name* and 127.0.0.1; returns their paths, the certificate's first."""
     cert, key = directory / f"{name}.crt", directory / f"{name}.key"
     subprocess.run(
         [
@@ -52,7 +52,7 @@ def certificate(directory: Path, name: str = "localhost") -> tuple[Path, Path]:
     return cert, key
 
 
-# ---- Debian's ---------------------------------------------------------------------------------------------------------
+# ---- Debian's --------------------------------------------------------------------------------------------------------
 
 
 class Registry:
@@ -73,7 +73,8 @@ class Registry:
             )
         end, pause = time.monotonic() + 20, threading.Event()
         while (found := _LISTENS.search(self.log())) is None:
-            assert self._process.poll() is None and time.monotonic() < end, self.log()
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < end, self.log()
             pause.wait(0.01)
         self.port = int(found[1])
         self.host = f"127.0.0.1:{self.port}"
@@ -131,7 +132,7 @@ def basic_auth(directory: Path) -> str:
 
 
 class TokenServer:
-    """Gives tokens that a ``docker-registry`` with `auth` believes, to `USER`, and to anybody for ``pull`` of public/."""
+    """Gives tokens that a ``docker-registry`` with `auth` believes, to `USER`, and to anybody for public/."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -142,15 +143,27 @@ class TokenServer:
         class Handler(_Quiet):
             def do_GET(self) -> None:
                 query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
+                given = self.headers.get("Authorization")
+                self.give(query, given is not None, given == "Basic " + outer.credentials())
+
+            def do_POST(self) -> None:  # OAuth 2, as daemons ask first when they have credentials
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                query = dict(urllib.parse.parse_qsl(body))
+                self.give(query, True, (query.get("username"), query.get("password")) == (USER, PASSWORD))
+
+            def give(self, query: dict[str, str], tried: bool, known: bool) -> None:
                 outer.asked.append(query)
-                known = self.headers.get("Authorization") == "Basic " + outer.credentials()
                 kind, name, actions = query.get("scope", "repository:none:").split(":")
-                if not known and self.headers.get("Authorization"):
+                if tried and not known:
                     self.answer(401, {}, b'{"errors": [{"code": "UNAUTHORIZED", "message": "wrong password"}]}')
                     return
                 allowed = actions.split(",") if known or name.startswith("public/") else []
                 token = outer.token([{"type": kind, "name": name, "actions": allowed}])
-                self.answer(200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+                self.answer(
+                    200,
+                    {"Content-Type": "application/json"},
+                    json.dumps({"token": token, "access_token": token}).encode(),
+                )
 
         self._server = _Server(Handler)
         self.url = f"http://127.0.0.1:{self._server.port}/token"
@@ -169,8 +182,14 @@ class TokenServer:
         parts = (
             {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(der).decode()]},
             {
-                **{"iss": "tests", "sub": USER, "aud": "tests", "jti": os.urandom(8).hex(), "access": access},
-                **{"exp": now + 300, "nbf": now - 60, "iat": now},
+                "iss": "tests",
+                "sub": USER,
+                "aud": "tests",
+                "jti": os.urandom(8).hex(),
+                "access": access,
+                "exp": now + 300,
+                "nbf": now - 60,
+                "iat": now,
             },
         )
         text = b".".join(_url64(json.dumps(part).encode()) for part in parts)
@@ -190,7 +209,7 @@ def _url64(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
-# ---- ours -------------------------------------------------------------------------------------------------------------
+# ---- ours ------------------------------------------------------------------------------------------------------------
 
 
 class _Quiet(http.server.BaseHTTPRequestHandler):
@@ -204,7 +223,8 @@ class _Quiet(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 class _Server:
@@ -240,6 +260,9 @@ Action = Callable[["_Handler"], bool]
 
 class _Handler(_Quiet):
     fake: Fake
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         fake = self.fake

@@ -24,11 +24,11 @@ BAD_IDS = (
 
 
 def test_nothing_can_be_done_with_a_container_that_is_not_there(
-    crun_client: Client, spec: Make, state_dir: str
+    any_client: Client, spec: Make, state_dir: str
 ) -> None:  # C20
     with refused(NotFoundError, "ghost", state=state_dir):
-        crun_client.get("ghost")
-    container = crun_client.create("ghost", spec("true"))
+        any_client.get("ghost")
+    container = any_client.create("ghost", spec("true"))
     container.clean()
     for call in (
         container.start,
@@ -46,8 +46,8 @@ def test_nothing_can_be_done_with_a_container_that_is_not_there(
     container.clean()  # gone already is success (C2)
 
 
-def test_nothing_but_a_start_can_be_done_before_the_start(crun_client: Client, spec: Make) -> None:  # C20
-    container = crun_client.create("web", spec("exit 4", terminal=True))
+def test_nothing_but_a_start_can_be_done_before_the_start(any_client: Client, spec: Make) -> None:  # C20
+    container = any_client.create("web", spec("exit 4", terminal=True))
     for call in (
         container.wait,
         lambda: container.signal("KILL"),
@@ -62,8 +62,8 @@ def test_nothing_but_a_start_can_be_done_before_the_start(crun_client: Client, s
     assert container.wait(WAIT).code == 4
 
 
-def test_nothing_but_wait_and_clean_can_be_done_after_the_end(crun_client: Client, spec: Make, state_dir: str) -> None:
-    container = crun_client.create("web", spec("exit 6", terminal=True))
+def test_nothing_but_wait_and_clean_can_be_done_after_the_end(any_client: Client, spec: Make, state_dir: str) -> None:
+    container = any_client.create("web", spec("exit 6", terminal=True))
     container.start()
     assert container.wait(WAIT).code == 6
     for call in (lambda: container.signal(9), container.pause, container.resume, lambda: container.resize(80, 24)):
@@ -123,8 +123,8 @@ def test_a_running_container_is_not_cleaned_by_accident(client: Client, spec: Ma
 # ---- sizes, signals, listeners -------------------------------------------------------------------------------------
 
 
-def test_a_size_that_no_terminal_has_is_refused(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("read x; exit 3", terminal=True))
+def test_a_size_that_no_terminal_has_is_refused(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("read x; exit 3", terminal=True))
     container.start()
     for size in ((0, 24), (80, 0), (-1, 24), (80, 65536), (2**40, 24), (80.5, 24), ("80", 24), (None, 24), (True, 24)):
         with refused(InvalidArgumentError, "terminal"):
@@ -135,8 +135,8 @@ def test_a_size_that_no_terminal_has_is_refused(crun_client: Client, spec: Make)
     assert container.wait(WAIT).code == 3
 
 
-def test_a_container_without_a_terminal_has_no_size(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("cat"))
+def test_a_container_without_a_terminal_has_no_size(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("cat"))
     container.start()
     with refused(InvalidArgumentError, "'web' has no terminal"):
         container.resize(80, 24)
@@ -145,8 +145,8 @@ def test_a_container_without_a_terminal_has_no_size(crun_client: Client, spec: M
     assert container.wait(WAIT).code == 0
 
 
-def test_a_signal_that_does_not_exist_is_refused(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("cat; exit 2"))
+def test_a_signal_that_does_not_exist_is_refused(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("cat; exit 2"))
     container.start()
     for sig in (
         0,
@@ -174,17 +174,17 @@ def test_a_signal_that_does_not_exist_is_refused(crun_client: Client, spec: Make
 
 
 @pytest.mark.parametrize("listener", [None, object(), print, lambda id, info: None, 3], ids=lambda v: type(v).__name__)
-def test_a_listener_that_is_none_is_refused(crun_client: Client, listener: Any) -> None:
+def test_a_listener_that_is_none_is_refused(any_client: Client, listener: Any) -> None:
     with refused(InvalidArgumentError, "listener"):
-        crun_client.subscribe(listener)
+        any_client.subscribe(listener)
 
 
-def test_a_listener_that_takes_too_little_ends_the_start(crun_client: Client, spec: Make, state_dir: str) -> None:
+def test_a_listener_that_takes_too_little_ends_the_start(any_client: Client, spec: Make, state_dir: str) -> None:
     class Wrong:
         def state_changed(self) -> None: ...
 
-    crun_client.subscribe(Wrong())  # type: ignore[arg-type]
-    container = crun_client.create("web", spec("cat"))
+    any_client.subscribe(Wrong())  # type: ignore[arg-type]
+    container = any_client.create("web", spec("cat"))
     with pytest.raises(TypeError):
         container.start()
     assert nothing_in(state_dir)
@@ -192,10 +192,10 @@ def test_a_listener_that_takes_too_little_ends_the_start(crun_client: Client, sp
 
 @pytest.mark.parametrize("arguments", ["--debug", [1], ["a\0b"], [None], b"--debug", 5, None], ids=repr)
 def test_runtime_args_that_are_no_strings_are_refused(
-    crun_client: Client, spec: Make, state_dir: str, arguments: Any
+    any_client: Client, spec: Make, state_dir: str, arguments: Any
 ) -> None:  # C1
     with refused(InvalidArgumentError, "runtime_args=", state=state_dir):
-        crun_client.create("web", spec("true"), runtime_args=arguments)
+        any_client.create("web", spec("true"), runtime_args=arguments)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,13 @@ def test_a_closed_client_says_so(state_dir: str, spec: Make) -> None:
     "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"id": 5}', b"null", json.dumps({"id": "web"}).encode()], ids=repr
 )
 def test_a_damaged_record_is_told_and_the_others_go_on(
-    crun_client: Client, spec: Make, damage: bytes, caplog: pytest.LogCaptureFixture
+    any_client: Client, spec: Make, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken, sound = crun_client.create("broken", spec("true")), crun_client.create("sound", spec("exit 3"))
+    broken, sound = any_client.create("broken", spec("true")), any_client.create("sound", spec("exit 3"))
     path = Path(broken.bundle, "state.json")
     before = path.read_bytes()
     path.write_bytes(damage)
-    with libctrd.connect(crun_client.address) as other:
+    with libctrd.connect(any_client.address) as other:
         assert [container.id for container in other.containers()] == ["sound"]
         assert "container broken is left out" in caplog.text
         with refused(CtrdError, "'broken'", "damaged"):
@@ -251,14 +251,14 @@ def test_a_damaged_record_is_told_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b'{"code": "x"}', b" " * 160], ids=repr)
-def test_a_damaged_exit_record_is_told(crun_client: Client, spec: Make, state_dir: str, damage: bytes) -> None:
-    with libctrd.connect(crun_client.address) as starter:
+def test_a_damaged_exit_record_is_told(any_client: Client, spec: Make, state_dir: str, damage: bytes) -> None:
+    with libctrd.connect(any_client.address) as starter:
         starter.create("web", spec("exit 3")).start(DETACHED, unattended="discard")
-    container = crun_client.get("web")
+    container = any_client.get("web")
     assert container.wait(WAIT).code == 3
     path = Path(container.bundle, "exit.json")
     path.write_bytes(damage)
-    with libctrd.connect(crun_client.address) as other:
+    with libctrd.connect(any_client.address) as other:
         theirs = other.get("web")
         for call in (theirs.info, lambda: theirs.status, theirs.wait):
             with refused(CtrdError, "exit record", "damaged"):

@@ -15,6 +15,8 @@ from field_kit import fill, need_root, output_of, small_disk
 import libctrd
 from libctrd.errors import CtrdError
 
+pytestmark = pytest.mark.local("the disk, the directory and the descriptors of the shim")
+
 WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
 

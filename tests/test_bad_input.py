@@ -27,17 +27,17 @@ BAD_IDS = (
 
 @pytest.mark.parametrize("id", BAD_IDS, ids=repr)
 def test_an_id_that_cannot_be_is_refused_before_it_touches_a_path(
-    crun_client: Client, spec: Make, state_dir: str, id: Any
+    any_client: Client, spec: Make, state_dir: str, id: Any
 ) -> None:
     wanted = spec("true")
     listed = set(os.listdir(os.path.dirname(state_dir)))
     why = "77 characters" if id == "a" * 77 else "container id"
     for call in (
-        lambda: crun_client.create(id, wanted),
-        lambda: crun_client.get(id),
-        lambda: crun_client._engine.record(id),
-        lambda: crun_client._engine.snapshot(id),
-        lambda: crun_client._engine.delete(id, force=True),
+        lambda: any_client.create(id, wanted),
+        lambda: any_client.get(id),
+        lambda: any_client._engine.record(id),
+        lambda: any_client._engine.snapshot(id),
+        lambda: any_client._engine.delete(id, force=True),
     ):
         with refused(InvalidArgumentError, why, state=state_dir):
             call()
@@ -45,9 +45,9 @@ def test_an_id_that_cannot_be_is_refused_before_it_touches_a_path(
 
 
 @pytest.mark.parametrize("id", [id for id in BAD_IDS if id], ids=repr)
-def test_run_refuses_an_id_that_cannot_be(crun_client: Client, rootfs: str, state_dir: str, id: Any) -> None:
+def test_run_refuses_an_id_that_cannot_be(any_client: Client, rootfs: str, state_dir: str, id: Any) -> None:
     with refused(InvalidArgumentError, "container id", state=state_dir):
-        libctrd.run(["true"], rootfs=rootfs, id=id, client=crun_client, stdout=NULL, stderr=NULL)
+        libctrd.run(["true"], rootfs=rootfs, id=id, client=any_client, stdout=NULL, stderr=NULL)
 
 
 def test_an_id_of_76_characters_runs(client: Client, spec: Make, state_dir: str) -> None:
@@ -94,7 +94,7 @@ def test_a_bundle_with_malformed_json_says_where(tmp_path: Path) -> None:
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else repr(value)[:30],
 )
 def test_a_spec_that_cannot_be_names_the_place(
-    crun_client: Client, spec: Make, state_dir: str, path: tuple[str, ...], value: Any, named: str
+    any_client: Client, spec: Make, state_dir: str, path: tuple[str, ...], value: Any, named: str
 ) -> None:
     wanted = spec("true")
     inner = wanted
@@ -103,15 +103,15 @@ def test_a_spec_that_cannot_be_names_the_place(
     inner[path[-1]] = value
     before = list(wanted)
     with refused(CtrdError, named, state=state_dir):
-        crun_client.create("web", wanted)
+        any_client.create("web", wanted)
     assert list(wanted) == before
-    crun_client.create("web", spec("true")).clean()  # the id is free
+    any_client.create("web", spec("true")).clean()  # the id is free
 
 
 @pytest.mark.parametrize("wanted", [None, [], "spec", {}, {"process": {}}, 3], ids=repr)
-def test_what_is_no_spec_at_all_is_refused(crun_client: Client, state_dir: str, wanted: Any) -> None:
+def test_what_is_no_spec_at_all_is_refused(any_client: Client, state_dir: str, wanted: Any) -> None:
     with refused(InvalidArgumentError, state=state_dir):
-        crun_client.create("web", wanted)
+        any_client.create("web", wanted)
 
 
 def test_a_rootfs_that_goes_between_create_and_start_is_told(
@@ -146,9 +146,9 @@ def test_config_json_that_was_damaged_before_the_start_is_told(client: Client, s
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
 @pytest.mark.parametrize("what", ["a file", "a directory", "a link", "a broken link", "a link to a fifo", "a socket"])
 def test_a_path_that_is_no_fifo_where_one_is_to_be(
-    crun_client: Client, spec: Make, state_dir: str, tmp_path: Path, stream: str, what: str
+    any_client: Client, spec: Make, state_dir: str, tmp_path: Path, stream: str, what: str
 ) -> None:  # C14
-    container = crun_client.create("web", spec("true"))
+    container = any_client.create("web", spec("true"))
     path = Path(container.bundle, f"init-{stream}")
     precious = tmp_path / "precious"
     precious.write_text("keep me")
@@ -169,15 +169,15 @@ def test_a_path_that_is_no_fifo_where_one_is_to_be(
         container.start()
     assert precious.read_text() == "keep me"
     assert not (tmp_path / "no").exists()
-    crun_client.create("web", spec("true")).clean()  # the id is free
+    any_client.create("web", spec("true")).clean()  # the id is free
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stdio", [None, "PIPE", 5, 1.0, object(), b"", [1, 2, 3]], ids=lambda s: type(s).__name__)
-def test_stdio_that_is_nothing_known_is_refused(crun_client: Client, spec: Make, state_dir: str, stdio: Any) -> None:
-    container = crun_client.create("web", spec("exit 3"))
+def test_stdio_that_is_nothing_known_is_refused(any_client: Client, spec: Make, state_dir: str, stdio: Any) -> None:
+    container = any_client.create("web", spec("exit 3"))
     with refused(InvalidArgumentError, "stdio="):
         container.start(stdio)
     container.start()  # nothing had begun, so it can still be
@@ -226,9 +226,9 @@ def test_a_closed_file_is_no_stream(tmp_path: Path) -> None:
     ids=str,
 )
 def test_options_of_a_start_that_cannot_be_are_refused(
-    crun_client: Client, spec: Make, state_dir: str, options: dict[str, Any], named: str
+    any_client: Client, spec: Make, state_dir: str, options: dict[str, Any], named: str
 ) -> None:
-    container = crun_client.create("web", spec("true"))
+    container = any_client.create("web", spec("true"))
     with refused(InvalidArgumentError, named):
         container.start(**options)
     assert container.status == "created"
@@ -237,8 +237,8 @@ def test_options_of_a_start_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize("log", ["/no/such/directory/log", "/", "/dev/null/log"])
-def test_a_log_that_cannot_be_written_is_told(crun_client: Client, spec: Make, state_dir: str, log: str) -> None:
-    container = crun_client.create("web", spec("true"))
+def test_a_log_that_cannot_be_written_is_told(any_client: Client, spec: Make, state_dir: str, log: str) -> None:
+    container = any_client.create("web", spec("true"))
     with refused(CtrdError, log, state=state_dir):
         container.start(DETACHED, unattended="log", log=log)
 
@@ -261,7 +261,7 @@ def test_a_log_that_cannot_be_written_is_told(crun_client: Client, spec: Make, s
     ids=str,
 )
 def test_run_refuses_what_does_not_go_together(
-    crun_client: Client, state_dir: str, options: dict[str, Any], named: str
+    any_client: Client, state_dir: str, options: dict[str, Any], named: str
 ) -> None:
     with refused(InvalidArgumentError, named, state=state_dir):
-        libctrd.run(client=crun_client, **options)
+        libctrd.run(client=any_client, **options)

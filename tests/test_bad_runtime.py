@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import leftovers
+from engine_kit import leftovers
 from field_kit import WAIT, Make, nothing_in, refused, until
 
 import libctrd
@@ -16,6 +16,8 @@ from libctrd.client import Client
 from libctrd.engine import runtime as runtimes
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, DeadlineError, NotFoundError, RuntimeFailedError, UnavailableError
+
+pytestmark = pytest.mark.local("how the shim calls a runtime")
 
 
 @pytest.fixture
@@ -42,31 +44,31 @@ def believed(monkeypatch: pytest.MonkeyPatch) -> None:
     [("/no/such/runtime", NotFoundError), ("no-such-runtime", NotFoundError), ("/tmp", UnavailableError)],
 )
 def test_a_runtime_that_is_missing(
-    crun_client: Client, spec: Make, state_dir: str, name: str, kind: type[CtrdError]
+    any_client: Client, spec: Make, state_dir: str, name: str, kind: type[CtrdError]
 ) -> None:
     with refused(kind, name, state=state_dir):
-        crun_client.create("web", spec("true"), runtime=name)
-    with libctrd.connect(crun_client.address, runtime=name) as other, refused(kind, name, state=state_dir):
+        any_client.create("web", spec("true"), runtime=name)
+    with libctrd.connect(any_client.address, runtime=name) as other, refused(kind, name, state=state_dir):
         other.create("web", spec("true"))
 
 
-def test_a_runtime_that_is_not_executable(crun_client: Client, spec: Make, state_dir: str, tmp_path: Path) -> None:
+def test_a_runtime_that_is_not_executable(any_client: Client, spec: Make, state_dir: str, tmp_path: Path) -> None:
     path = tmp_path / "runtime"
     path.write_text("#!/bin/sh\n")
     path.chmod(0o644)
     with refused(UnavailableError, str(path), "not an executable", state=state_dir):
-        crun_client.create("web", spec("true"), runtime=str(path))
+        any_client.create("web", spec("true"), runtime=str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELFgarbage", b"#!/no/such/interpreter\n", b"\0" * 4096], ids=repr)
 def test_a_runtime_that_is_no_program(
-    crun_client: Client, spec: Make, state_dir: str, tmp_path: Path, content: bytes
+    any_client: Client, spec: Make, state_dir: str, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "runtime"
     path.write_bytes(content)
     path.chmod(0o755)
     with refused(CtrdError, str(path), state=state_dir):
-        crun_client.create("web", spec("true"), runtime=str(path)).start()
+        any_client.create("web", spec("true"), runtime=str(path)).start()
 
 
 GARBAGE = "printf 'line one\\nline two\\377\\n' >&2; head -c 5000 /dev/urandom; printf '\\033[2J' >&2"
@@ -75,7 +77,7 @@ GARBAGE = "printf 'line one\\nline two\\377\\n' >&2; head -c 5000 /dev/urandom; 
 @pytest.mark.parametrize("code", [0, 1, 255])
 @pytest.mark.parametrize("tried", [False, True], ids=["unknown", "believed to work"])
 def test_a_runtime_that_prints_garbage_and_ends(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,  # type: ignore[no-untyped-def]
@@ -87,11 +89,11 @@ def test_a_runtime_that_prints_garbage_and_ends(
         request.getfixturevalue("believed")
     name = program(f"{GARBAGE if code else 'echo garbage'}; exit {code}")
     with refused(RuntimeFailedError, "pid file" if code == 0 else "", state=state_dir):
-        crun_client.create("web", spec("true"), runtime=name).start()
+        any_client.create("web", spec("true"), runtime=name).start()
 
 
 def test_what_a_runtime_says_without_a_log_is_told(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,
@@ -99,23 +101,23 @@ def test_what_a_runtime_says_without_a_log_is_told(
 ) -> None:
     name = program("echo 'the moon is in the wrong house' >&2; exit 3")
     with refused(RuntimeFailedError, "the moon is in the wrong house", "exit code 3", state=state_dir):
-        crun_client.create("web", spec("true"), runtime=name).start()
+        any_client.create("web", spec("true"), runtime=name).start()
 
 
 def test_a_runtime_that_dies_of_a_signal(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,
     believed: None,  # type: ignore[no-untyped-def]
 ) -> None:
     with refused(RuntimeFailedError, "137", state=state_dir):
-        crun_client.create("web", spec("true"), runtime=program("kill -KILL $$")).start()
+        any_client.create("web", spec("true"), runtime=program("kill -KILL $$")).start()
 
 
 @pytest.mark.parametrize("child", ["", "sleep 1000 & "], ids=["alone", "with a child"])
 def test_a_runtime_that_hangs_is_killed_in_time(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,  # type: ignore[no-untyped-def]
@@ -126,7 +128,7 @@ def test_a_runtime_that_hangs_is_killed_in_time(
     monkeypatch.setattr(shim.Shim.started, "__defaults__", (0.3,))
     name = program(f'case "$*" in *" run "*) {child}exec sleep 1000;; esac')
     with refused(DeadlineError, "within 0.3 s", "web", state=state_dir):
-        crun_client.create("web", spec("true"), runtime=name).start()
+        any_client.create("web", spec("true"), runtime=name).start()
 
 
 def test_a_real_runtime_that_is_killed_half_way_leaves_nothing(
@@ -163,7 +165,7 @@ def test_a_real_runtime_that_is_killed_half_way_leaves_nothing(
 
 @pytest.mark.parametrize("content", ["", "x", "-1", "0", "1", "99999999999999999999"])
 def test_a_runtime_whose_pid_file_holds_no_process(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,
@@ -174,7 +176,7 @@ def test_a_runtime_whose_pid_file_holds_no_process(
         f"while [ $# -gt 1 ]; do [ \"$1\" = --pid-file ] && printf '%s' '{content}' > \"$2\"; shift; done; exit 0"
     )
     with refused(RuntimeFailedError, state=state_dir):
-        crun_client.create("web", spec("true"), runtime=name).start()
+        any_client.create("web", spec("true"), runtime=name).start()
 
 
 def test_arguments_that_the_runtime_refuses(client: Client, spec: Make, state_dir: str) -> None:  # C1
@@ -183,14 +185,14 @@ def test_arguments_that_the_runtime_refuses(client: Client, spec: Make, state_di
         container.start()
 
 
-def test_more_arguments_than_the_shim_takes(crun_client: Client, spec: Make, state_dir: str) -> None:
-    container = crun_client.create("web", spec("true"), runtime_args=["--debug"] * 100)
+def test_more_arguments_than_the_shim_takes(any_client: Client, spec: Make, state_dir: str) -> None:
+    container = any_client.create("web", spec("true"), runtime_args=["--debug"] * 100)
     with refused(CtrdError, "64", state=state_dir):
         container.start()
 
 
 def test_a_start_that_fails_is_told_to_each_of_many_threads(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,
@@ -201,7 +203,7 @@ def test_a_start_that_fails_is_told_to_each_of_many_threads(
 
     def start(number: int) -> None:
         try:
-            crun_client.create(f"c{number}", spec("true"), runtime=name).start()
+            any_client.create(f"c{number}", spec("true"), runtime=name).start()
         except RuntimeFailedError as error:
             told.append(error.exit_code)
 
@@ -215,7 +217,7 @@ def test_a_start_that_fails_is_told_to_each_of_many_threads(
 
 
 def test_a_runtime_that_names_a_stranger_as_init(
-    crun_client: Client,
+    any_client: Client,
     spec: Make,
     state_dir: str,
     program,
@@ -228,7 +230,7 @@ def test_a_runtime_that_names_a_stranger_as_init(
             'while [ $# -gt 1 ]; do [ "$1" = --pid-file ] && echo ' + str(stranger) + ' > "$2"; shift; done; exit 0'
         )
         with refused(CtrdError, "web", state=state_dir):
-            crun_client.create("web", spec("true"), runtime=name).start()
+            any_client.create("web", spec("true"), runtime=name).start()
         assert os.waitpid(stranger, os.WNOHANG) == (0, 0), "it lives"
     finally:
         os.kill(stranger, signal.SIGKILL)

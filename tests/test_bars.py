@@ -1,4 +1,4 @@
-"""The bars that libctrd is measured by: many runs, much data, little memory, on the real local engine.
+"""The bars that libctrd is measured by: many runs, much data, little memory, on real engines.
 
 ``CTRD_BAR_RUNS`` says how many runs each of the two long tests makes.
 """
@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import leftovers, need
 from container_kit import WAIT, as_before, descriptors, shims, spec_of
-from containerd_kit import Containerd, new_namespace, nothing_left
+from engine_kit import leftovers, need
 from fifo_kit import until
 
 import libctrd
@@ -42,7 +41,7 @@ def threads() -> int:
 
 
 @pytest.fixture
-def nothing_more(crun_client: Client, state_dir: str) -> Iterator[None]:
+def nothing_more(any_client: Client, state_dir: str) -> Iterator[None]:
     """Of descriptors, threads, children and files there are no more after the test than there were before."""
     before, threads_before = descriptors(), threads()
     yield
@@ -61,32 +60,35 @@ def run_and_check(client: Client, rootfs: str, n: int) -> None:
     assert (done.stdout, done.stderr, done.exit_code) == (b"%d\n" % n, b"err %d\n" % n, n % 256)
 
 
+@pytest.mark.local("containerd has its own bar of many lives")
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_one_after_another_lose_nothing(
-    crun_client: Client, rootfs: str, warm: None, nothing_more: None
+    any_client: Client, rootfs: str, warm: None, nothing_more: None
 ) -> None:  # C28
     for n in range(RUNS):
-        run_and_check(crun_client, rootfs, n)
+        run_and_check(any_client, rootfs, n)
 
 
+@pytest.mark.local("containerd has its own bar of many lives")
 @pytest.mark.bar
 @pytest.mark.timeout(900)
 def test_runs_eight_at_a_time_lose_nothing(
-    crun_client: Client, rootfs: str, warm: None, nothing_more: None
+    any_client: Client, rootfs: str, warm: None, nothing_more: None
 ) -> None:  # C28
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda n: run_and_check(crun_client, rootfs, n), range(RUNS)):
+        for _ in pool.map(lambda n: run_and_check(any_client, rootfs, n), range(RUNS)):
             pass
 
 
 @pytest.fixture
-def warm(crun_client: Client, rootfs: str) -> None:
+def warm(any_client: Client, rootfs: str) -> None:
     """The relay and the reactor are made once, by the first run; they are there before anything is counted."""
-    run_and_check(crun_client, rootfs, 0)
+    run_and_check(any_client, rootfs, 0)
     until(lambda: not any(t.name == "ctrd-lane" for t in threading.enumerate()), "no idle thread")
 
 
+@pytest.mark.local("it is about the shim")
 def test_three_hundred_starts_on_crun_tell_the_true_exit(state_dir: str, spec: Make) -> None:
     """crun's own helper may end after crun: the shim never takes that for the container's end, and reaps it."""
     need(shutil.which("crun"), "crun")
@@ -149,25 +151,13 @@ def with_data(make: Make, script: str, data: Path) -> dict[str, Any]:
     return make(script, mounts=[mount])
 
 
-@pytest.fixture(params=["local", "containerd"])
-def moving_client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """A client of each engine that moves bytes in its own way."""
-    if request.param == "local":
-        yield request.getfixturevalue("crun_client")
-        return
-    daemon: Containerd = request.getfixturevalue("containerd")
-    with libctrd.connect(daemon.address, namespace=new_namespace()) as client:
-        yield client
-        nothing_left(daemon, client.info().namespace)
-
-
 def test_much_output_reaches_a_program_of_ours(
-    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     with subprocess.Popen(["sha256sum"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = moving_client.create("out", with_data(spec, "cat /data", data))
+        container = any_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -175,10 +165,10 @@ def test_much_output_reaches_a_program_of_ours(
 
 
 def test_much_output_waits_for_a_reader_that_sleeps(
-    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     digest, pause, size = hashlib.sha256(), threading.Event(), 0
-    container = moving_client.create("out", with_data(spec, "cat /data; exit 5", data))
+    container = any_client.create("out", with_data(spec, "cat /data; exit 5", data))
     container.start(PIPE)
     assert container.stdout is not None
     with container.stdout as stdout:
@@ -192,7 +182,7 @@ def test_much_output_waits_for_a_reader_that_sleeps(
 
 
 def test_much_output_waits_for_a_program_that_sleeps(
-    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     """The relay holds what it cannot deliver back in the container, not in our memory."""
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; sleep 0.05; done; cat"
@@ -201,7 +191,7 @@ def test_much_output_waits_for_a_program_that_sleeps(
     ) as ours:
         assert ours.stdin is not None
         assert ours.stdout is not None
-        container = moving_client.create("out", with_data(spec, "cat /data", data))
+        container = any_client.create("out", with_data(spec, "cat /data", data))
         container.start(Stdio(stdout=ours.stdin, stderr=ours.stdin))
         assert container.wait(WAIT).code == 0
         ours.stdin.close()
@@ -209,9 +199,9 @@ def test_much_output_waits_for_a_program_that_sleeps(
 
 
 def test_much_input_reaches_the_container(
-    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
-    container = moving_client.create("in", spec("sha256sum"))
+    container = any_client.create("in", spec("sha256sum"))
     container.start(PIPE)
     assert container.stdin is not None
     assert container.stdout is not None
@@ -225,12 +215,12 @@ def test_much_input_reaches_the_container(
 
 
 def test_much_input_waits_for_a_container_that_sleeps(
-    moving_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
+    any_client: Client, spec: Make, data: Path, sha256: str, little_memory: None
 ) -> None:  # C28
     slow = "for i in 1 2 3 4 5 6; do dd bs=65536 count=64 iflag=fullblock 2>/dev/null; usleep 50000; done; cat"
     reader, writer = os.pipe()
     with data.open("rb") as file, os.fdopen(reader, "rb") as output:
-        container = moving_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
+        container = any_client.create("in", spec(f"{{ {slow}; }} | sha256sum"))
         container.start(Stdio(stdin=file, stdout=writer, stderr=writer))
         assert container.wait(WAIT).code == 0
         os.close(writer)
@@ -252,6 +242,7 @@ def client_script(state_dir: str, rootfs: str, rest: str) -> list[str]:
     ]
 
 
+@pytest.mark.local("it traces the shim")
 def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootfs: str, tmp_path: Path) -> None:  # C5
     strace = need(shutil.which("strace"), "strace")
     trace = tmp_path / "trace"
@@ -280,9 +271,10 @@ def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootf
     assert "O_WRONLY|O_CREAT|O_EXCL" in line
 
 
-def test_a_shim_is_one_thread_and_less_than_400_kib(crun_client: Client, state_dir: str, spec: Make) -> None:
+@pytest.mark.local("it is about the shim")
+def test_a_shim_is_one_thread_and_less_than_400_kib(any_client: Client, state_dir: str, spec: Make) -> None:
     others = [pid for pid in os.listdir("/proc") if pid.isdigit() and comm(int(pid)) == "ctrd-shim"]
-    container = crun_client.create("one", spec("read x; exit 4"))
+    container = any_client.create("one", spec("read x; exit 4"))
     container.start(PIPE)
     (pid,) = shims(state_dir)
     private = 0
@@ -301,6 +293,7 @@ def comm(pid: int) -> str:
         return ""
 
 
+@pytest.mark.local("the next client gets the output from the shim")
 def test_a_container_outlives_its_client_and_a_new_one_learns_its_exit(state_dir: str, rootfs: str) -> None:  # C28
     starts = "client.create('web', spec).start(); print('started', flush=True); time.sleep(1000)"
     with subprocess.Popen(client_script(state_dir, rootfs, starts), stdout=subprocess.PIPE, cwd=ROOT) as first:
@@ -327,14 +320,14 @@ def test_a_container_outlives_its_client_and_a_new_one_learns_its_exit(state_dir
 
 @pytest.mark.timeout(300)
 def test_the_threads_of_a_client_are_as_many_with_fifty_containers_as_with_one(
-    crun_client: Client, rootfs: str
+    any_client: Client, rootfs: str
 ) -> None:  # C17
     nowhere = os.open("/dev/null", os.O_WRONLY)
     running = []
     peak = 0
     for n in range(50):
         stdio = PIPE if n % 2 else Stdio(PIPE, nowhere, nowhere)
-        container = crun_client.create(f"c{n}", spec_of(f"echo {n}; read x; exit {n}", rootfs))
+        container = any_client.create(f"c{n}", spec_of(f"echo {n}; read x; exit {n}", rootfs))
         container.start(stdio)
         running.append(container)
         if n == 1:

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from conftest import leftovers, need, remove
 from container_kit import WAIT, Program, spec_of
+from engine_kit import leftovers, need, remove
 from fifo_kit import Background, until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

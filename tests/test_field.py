@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import leftovers
+from engine_kit import leftovers
 from field_kit import (
     WAIT,
     Make,

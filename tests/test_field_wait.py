@@ -8,7 +8,7 @@ import subprocess
 import threading
 
 import pytest
-from conftest import leftovers
+from engine_kit import leftovers
 from field_kit import WAIT, Make, killed, nothing_in, output_of, python, said, side_by_side, until
 
 import libctrd
@@ -151,10 +151,10 @@ def test_a_wait_at_any_moment_gets_the_true_code_or_hears_that_it_is_gone(
     until(lambda: not any(leftovers(state_dir).values()))  # a shim that removes its container ends a moment later
 
 
-def test_more_who_wait_than_a_shim_has_places_for_get_the_code_too(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("cat; exit 49"))
+def test_more_who_wait_than_a_shim_has_places_for_get_the_code_too(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("cat; exit 49"))
     container.start()
-    others = [libctrd.connect(crun_client.address) for _ in range(70)]
+    others = [libctrd.connect(any_client.address) for _ in range(70)]
     waiting = [threading.Event() for _ in others]
     codes: list[int] = []
 
@@ -199,7 +199,7 @@ def test_after_kill_9_of_its_client_a_new_process_waits_and_gets_the_code(
 
 
 def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
-    crun_client: Client, rootfs: str, state_dir: str
+    any_client: Client, rootfs: str, state_dir: str
 ) -> None:
     """The client dies somewhere between the directory and the container; a new one lists it and gets rid of it."""
     seen = set()
@@ -216,15 +216,15 @@ def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
             client.create("web", spec).start()
             time.sleep(10)
             """,
-            crun_client.address, rootfs, str(delay),
+            any_client.address, rootfs, str(delay),
         )  # fmt: skip
         assert process.wait(WAIT) == -signal.SIGKILL
         process.stdout.close()
-        for container in crun_client.containers():
+        for container in any_client.containers():
             until(lambda container=container: container.status in ("created", "running", "stopped"))
             seen.add(container.status)
             container.clean(force=True)
-        crun_client.create("web", libctrd.spec.default(["/bin/true"], rootfs)).clean()  # the id is free again
+        any_client.create("web", libctrd.spec.default(["/bin/true"], rootfs)).clean()  # the id is free again
     until(lambda: not any(leftovers(state_dir).values()))
     assert len(seen) > 1, f"only {seen} was met: the moments are badly chosen"
 

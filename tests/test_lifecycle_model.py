@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import need, remove
 from container_kit import (
     WAIT,
     Program,
@@ -26,6 +25,7 @@ from container_kit import (
     programs,
     spec_of,
 )
+from engine_kit import need, remove
 from fifo_kit import Background
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st

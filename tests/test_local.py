@@ -20,6 +20,8 @@ from libctrd.engine import runtime as runtimes
 from libctrd.errors import NotFoundError, UnavailableError
 from libctrd.state import Event
 
+pytestmark = pytest.mark.local("the shim, its records and its runtimes")
+
 WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
 
@@ -69,8 +71,8 @@ def test_the_room_for_the_exit_record_is_taken_before_the_start(client: Client, 
     container.clean(force=True)
 
 
-def test_more_watchers_than_the_shim_has_places_all_hear_of_the_exit(crun_client: Client, spec: Make) -> None:  # C28
-    container = crun_client.create("web", spec("read x; exit 17"))
+def test_more_watchers_than_the_shim_has_places_all_hear_of_the_exit(any_client: Client, spec: Make) -> None:  # C28
+    container = any_client.create("web", spec("read x; exit 17"))
     container.start(libctrd.Stdio(libctrd.PIPE, libctrd.DETACHED, libctrd.DETACHED))
     peers = [shim.connect(container.bundle) for _ in range(100)]
     for peer in peers:
@@ -100,8 +102,8 @@ def test_more_watchers_than_the_shim_has_places_all_hear_of_the_exit(crun_client
         ("x" * 500, f"error {22}"),
     ],
 )
-def test_a_request_that_cannot_be_has_a_reply(crun_client: Client, spec: Make, request_: str, reply: str) -> None:
-    container = crun_client.create("web", spec("cat"))
+def test_a_request_that_cannot_be_has_a_reply(any_client: Client, spec: Make, request_: str, reply: str) -> None:
+    container = any_client.create("web", spec("cat"))
     container.start()
     with shim.connection(container.bundle) as peer:
         peer.sendall(request_.encode())
@@ -109,8 +111,8 @@ def test_a_request_that_cannot_be_has_a_reply(crun_client: Client, spec: Make, r
     container.clean(force=True)
 
 
-def test_a_peer_that_never_reads_is_dropped_and_disturbs_nobody(crun_client: Client, spec: Make) -> None:
-    container = crun_client.create("web", spec("sleep 1000"))
+def test_a_peer_that_never_reads_is_dropped_and_disturbs_nobody(any_client: Client, spec: Make) -> None:
+    container = any_client.create("web", spec("sleep 1000"))
     container.start()
     with shim.connection(container.bundle) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -401,23 +403,23 @@ def test_a_damaged_record_is_left_out_and_said(
     client.get("good").clean()
 
 
-def test_a_client_does_not_work_in_the_child_of_a_fork(crun_client: Client, spec: Make) -> None:
+def test_a_client_does_not_work_in_the_child_of_a_fork(any_client: Client, spec: Make) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            crun_client.containers()
+            any_client.containers()
         except libctrd.ClosedError:
             os._exit(7)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_a_child_of_a_fork_can_run_containers_of_its_own(crun_client: Client, rootfs: str) -> None:
-    assert libctrd.run(["true"], rootfs=rootfs, capture_output=True, client=crun_client).exit_code == 0
+def test_a_child_of_a_fork_can_run_containers_of_its_own(any_client: Client, rootfs: str) -> None:
+    assert libctrd.run(["true"], rootfs=rootfs, capture_output=True, client=any_client).exit_code == 0
     pid = os.fork()
     if pid == 0:
-        with libctrd.connect(crun_client.address) as mine:
+        with libctrd.connect(any_client.address) as mine:
             done = libctrd.run(["sh", "-c", "echo x; exit 5"], rootfs=rootfs, capture_output=True, client=mine)
             os._exit(done.exit_code if done.stdout == b"x\n" else 99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
-    assert libctrd.run(["true"], rootfs=rootfs, capture_output=True, client=crun_client).exit_code == 0
+    assert libctrd.run(["true"], rootfs=rootfs, capture_output=True, client=any_client).exit_code == 0

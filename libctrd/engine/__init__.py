@@ -103,3 +103,23 @@ def _containerd(address: str, namespace: str, runtime: str | None) -> tuple[Engi
         channel.close()
         raise
     return engine, engine.root
+
+
+def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engine, str]:
+    from libctrd import reactor
+    from libctrd.engine import exitfile, private
+    from libctrd.engine.channel import Channel
+    from libctrd.engine.containerd import ContainerdEngine
+    from libctrd.engine.daemon import Daemon
+
+    base = os.path.join(os.path.abspath(state_dir), "bundles")
+    daemon = Daemon(private.Containerd(), state_dir, before_start=lambda ended: exitfile.write_all(base, ended))
+    channel = Channel(daemon.address, namespace)
+    try:
+        daemon.start()
+        engine = ContainerdEngine(channel, base, reactor.shared(), runtime, daemon)
+    except BaseException:
+        channel.close()
+        daemon.close()
+        raise
+    return engine, engine.root

@@ -200,6 +200,9 @@ class Engine(Protocol):
     def delete(self, id: str, force: bool = False) -> None:
         """Frees what the engine holds of an ended container; with *force* of any. One that is not there is success."""
 
+    def stop_daemon(self) -> None:
+        """Ends the daemon behind this engine, if it is one of ours; containers run on."""
+
     def close(self) -> None:
         """Lets go of everything of this client; containers run on."""
 

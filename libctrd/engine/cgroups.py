@@ -98,6 +98,14 @@ def holds(path: str, pid: int) -> bool:
     return not path or any(group == path or group.startswith(path + "/") for group in groups)
 
 
+def runs(pid: int, path: str) -> bool:
+    """Does the process *pid* of the cgroup *path* still run? One that has ended and that nobody has reaped does not."""
+    try:
+        return proc.ProcessRef.of(pid).alive() and holds(path, pid)
+    except NotFoundError:
+        return False
+
+
 def thaw(pid: int) -> None:
     """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, metrics, runc, store
+from libctrd.engine import cgroups, exitfile, metrics, runc, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -37,6 +38,7 @@ from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
+    from libctrd.engine.daemon import Daemon
     from libctrd.images import Images
 
 log = logging.getLogger("libctrd")
@@ -45,39 +47,50 @@ PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 STARTED = "started"
-EXITED = "exit.json"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
-_exit_decoder = msgspec.json.Decoder(ExitStatus)
+_ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
+"""How a shim refuses what would need a running process."""
 
 
 class ContainerdEngine:
     """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
-    none.
+    none; *daemon* is the containerd itself when it is one of ours.
     """
 
-    def __init__(self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None) -> None:
-        self.address = channel.address
+    def __init__(
+        self, channel: Channel, base: str, reactor: Reactor, runtime: str | None = None, daemon: Daemon | None = None
+    ) -> None:
+        self.address = f"containerd:{daemon.directory}" if daemon is not None else channel.address
+        self._daemon = daemon
         self._channel = channel
         self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back)
+        self._exits = Exits(channel, reactor, self._is_back, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
-        # Guards the two tables: the records of what this client made, for what is asked of each of them again and
-        # again; and what is to be deleted as soon as containerd is back.
+        # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
+        # what is to be deleted as soon as containerd is back; the cgroup of each whose end is to be told, and those
+        # of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         self._late: set[str] = set()
+        self._cgroups: dict[str, str] = {}
+        self._oom: set[str] = set()
 
     def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
-        return self._channel.call(method, request, doing=doing, timeout=timeout)
+        try:
+            return self._channel.call(method, request, doing=doing, timeout=timeout)
+        except RuntimeFailedError as error:
+            if _ENDED.search(str(error)):  # a shim has no code for that either
+                raise NotFoundError(f"could not {doing}: it has ended") from error
+            raise
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -124,7 +137,9 @@ class ContainerdEngine:
             return self._without_task(id)
         status = _STATUS.get(process.status, "stopped")
         if status == "stopped":
-            return Snapshot(status, exit=self._with_oom(id, exit_status(process.exit_status, process.exited_at)))
+            how = exit_status(process.exit_status, process.exited_at)
+            oom_killed = cgroups.oom_kills(self.record(id).cgroup) > 0
+            return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
 
     def _process(self, id: str, exec_id: str = "") -> Any:
@@ -135,13 +150,9 @@ class ContainerdEngine:
         """A container without a task was not started yet; or newer daemons have forgotten how it ended (C26)."""
         self._store.record(id)
         where = os.path.join(self.root, id)
-        try:
-            with open(os.path.join(where, EXITED), "rb") as file:
-                return Snapshot("stopped", exit=_exit_decoder.decode(file.read()))
-        except FileNotFoundError:
-            pass
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the exit record of container %s cannot be read: %s", id, error)
+        kept = exitfile.read(where)
+        if kept is not None:
+            return Snapshot("stopped", exit=kept)
         if os.path.lexists(os.path.join(where, STARTED)):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
@@ -157,6 +168,9 @@ class ContainerdEngine:
             mark = cgroups.mark(self.root)
             path = f"system.slice:ctrd-{mark}:{id}" if runtime.systemd_cgroup else f"/ctrd-{mark}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        process = spec.get("process")
+        if process and process.get("oomScoreAdj") is None:  # else it would have the shim's, which is containerd's
+            spec = {**spec, "process": {**process, "oomScoreAdj": 0}}
         if not wanted.has_rootfs:
             spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
         record = Record(
@@ -193,9 +207,9 @@ class ContainerdEngine:
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
-        self._claim_start(record)
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
-        stdin, stdout, stderr = self._stdio(request)
+        stdin, stdout, stderr = taskio.of_start(request)
+        self._claim_start(record)
         package = protos.package("containerd.services.tasks.v1")
         task = package.CreateTaskRequest(
             container_id=record.id,
@@ -207,8 +221,9 @@ class ContainerdEngine:
             options=options,
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
-        with _read_ends(stdout, stderr):
+        with taskio.read_ends(stdout, stderr):
             reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        self._know_cgroup(record)
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
         pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
@@ -234,49 +249,26 @@ class ContainerdEngine:
         except (InvalidArgumentError, NotFoundError) as error:
             raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
 
-    def _stdio(self, request: CreateRequest) -> tuple[str, str, str]:
-        """The paths of stdin, stdout and stderr for the shim, which is told what becomes of them when nobody reads."""
-        stdin, stdout, stderr = request.stdin, request.stdout, request.stderr
-        if request.unattended == "hold":
-            return stdin, stdout, "" if request.record.terminal else stderr
-        if request.attended:
-            raise UnsupportedError(
-                f"the containerd engine cannot {request.unattended} output once its reader has gone: "
-                "say unattended='hold', or start it with stdio=DETACHED"
-            )
-        if request.auto_remove:
-            raise UnsupportedError(
-                "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
-            )
-        if request.unattended == "discard":
-            sink = os.devnull
-        elif request.record.terminal:
-            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
-        else:
-            import urllib.parse  # the rare case; it takes milliseconds
-
-            sink = "file://" + urllib.parse.quote(request.log)
-        return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
-
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
         id, name = request.record.id, request.process
         if name == id:
             raise InvalidArgumentError(f"a process of container {id!r} cannot have the name of the container")
         package = protos.package("containerd.services.tasks.v1")
+        stdin, stdout, stderr = taskio.names(request.stdin, request.stdout, request.stderr, request.terminal)
         what = package.ExecProcessRequest(
             container_id=id,
             exec_id=name,
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr="" if request.terminal else request.stderr,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             terminal=request.terminal,
             spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
         self._exits.add(id, name, 0)
         try:
-            with _read_ends(request.stdout, request.stderr):
+            with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
             self._exits.started(id, name, pid)
@@ -298,23 +290,48 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
+            self._know_cgroup(self.record(id))
             self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 
     def _tell(self, event: Event) -> None:
-        """Called by a thread that must not wait: hands on what happened."""
-        if event.type == "exit" and event.process == INIT and event.status is not None:
-            event = msgspec.structs.replace(event, status=self._with_oom(event.id, event.status))
+        """Called by a thread that must not wait: hands on what happened.
+
+        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
+        cgroup knows: so it is told once, and by then.
+        """
+        id = event.id
+        if event.type == "oom":
+            if self._is_first_oom(id):
+                self._sink(event)
+            return
+        if event.type == "exit" and event.process == INIT:
+            with self._lock:
+                cgroup = self._cgroups.pop(id, "")
+            if event.status is not None and cgroups.oom_kills(cgroup):
+                event = msgspec.structs.replace(event, status=msgspec.structs.replace(event.status, oom_killed=True))
+                if self._is_first_oom(id):
+                    self._sink(Event(id, "oom"))
+            with self._lock:
+                self._oom.discard(id)
         self._sink(event)
 
-    def _with_oom(self, id: str, status: ExitStatus) -> ExitStatus:
-        """containerd tells of memory that ran out at its leisure, maybe after the exit; the cgroup knows by now."""
+    def _is_first_oom(self, id: str) -> bool:
         with self._lock:
-            record = self._records.get(id)
-        if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
-            return status
-        return msgspec.structs.replace(status, oom_killed=True)
+            first = id not in self._oom
+            self._oom.add(id)
+            return first
+
+    def _know_cgroup(self, record: Record) -> None:
+        """From now on until its end is told, its cgroup can be asked for memory that ran out."""
+        with self._lock:
+            self._cgroups[record.id] = record.cgroup
+            self._oom.discard(record.id)
+
+    def _keep(self, id: str, status: ExitStatus) -> None:
+        """A shim has told it while containerd is away, which may forget it before it is back."""
+        exitfile.write(os.path.join(self.root, id), status)
 
     def _is_back(self) -> None:
         """containerd was away and is back: what it should have deleted meanwhile is deleted."""
@@ -459,23 +476,15 @@ class ContainerdEngine:
         """See `Engine.close`."""
         self._exits.close()
         self._channel.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+    def stop_daemon(self) -> None:
+        """See `Engine.stop_daemon`."""
+        if self._daemon is None:
+            raise UnsupportedError(f"the containerd at {self.address} is not ours to stop: whoever started it can")
+        self._daemon.stop()
 
 
 def _exec_id(process: str) -> str:
     return "" if process == INIT else process
-
-
-@contextlib.contextmanager
-def _read_ends(*paths: str) -> Any:
-    """Holds a read end of each fifo open: containerd's shim holds both from its own open on."""
-    held = []
-    try:
-        for path in paths:
-            if path.startswith("/"):
-                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        yield
-    except OSError as error:
-        raise from_os_error(error, f"open the fifos {paths!r} for reading") from error
-    finally:
-        for fd in held:
-            os.close(fd)

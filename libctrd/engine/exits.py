@@ -16,6 +16,7 @@ the wait, so nothing falls between.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -60,12 +61,22 @@ class Live:
 
 
 class Exits:
-    """Watches the processes of one namespace. *sink* gets their events; *back* is called when containerd is back."""
+    """Watches the processes of one namespace. ``sink`` gets their events.
 
-    def __init__(self, channel: Channel, reactor: Reactor, back: Callable[[], None]) -> None:
+    *back* is called when containerd is back; *keep* gets the end of a container that only its shim has told.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        reactor: Reactor,
+        back: Callable[[], None],
+        keep: Callable[[str, ExitStatus], None],
+    ) -> None:
         self._channel = channel
         self._reactor = reactor
         self._back = back
+        self._keep = keep
         self.sink: Sink = lambda event: None
         self._lock = threading.Lock()
         self._live: dict[tuple[str, str], Live] = {}
@@ -286,9 +297,11 @@ class Exits:
                     shim.close()
                     continue
                 live.shim = shim
-            self._reactor.watch(shim.fileno(), lambda _, live=live, shim=shim: self._shim_says(live, shim))  # type: ignore[misc]
+                # Within the lock, so that nobody closes it before it is watched.
+                says = functools.partial(self._shim_says, live, shim)
+                self._reactor.watch(shim.fileno(), says)
 
-    def _shim_says(self, live: Live, shim: taskshim.Watch) -> None:
+    def _shim_says(self, live: Live, shim: taskshim.Watch, _: int) -> None:
         """Called by the reactor. A shim that only goes has told nothing: then containerd is asked, once it is back."""
         status = None
         try:
@@ -301,6 +314,8 @@ class Exits:
             if live.shim is shim:
                 self._release(live)
             forgotten = live.forgotten
+        if status is not None and live.name == INIT:
+            self._keep(live.id, status)
         if status is not None or forgotten:
             self._tell(live, status or ExitStatus(UNKNOWN_EXIT, known=False))
 

@@ -142,7 +142,7 @@ class LocalEngine:
         if not shim.was_started(where):
             self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
-        if pid and _lives(pid, record.cgroup):
+        if pid and cgroups.runs(pid, record.cgroup):
             return Snapshot("running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
@@ -477,6 +477,10 @@ class LocalEngine:
         if os.path.isdir(os.path.join(where, "runtime", id)):
             shim.undo(where, self._arguments(self.record(id), "x"))
 
+    def stop_daemon(self) -> None:
+        """See `Engine.stop_daemon`: there is none."""
+        raise unsupported("local", "stop a daemon", "it has none")
+
     def close(self) -> None:
         """See `Engine.close`."""
         with self._lock:
@@ -489,11 +493,3 @@ class LocalEngine:
         for peer in watches.values():
             self._reactor.unwatch(peer.fileno())
             peer.close()
-
-
-def _lives(pid: int, cgroup: str) -> bool:
-    """Does the process *pid* of that cgroup still run? One that has ended and that nobody has reaped does not."""
-    try:
-        return proc.ProcessRef.of(pid).alive() and cgroups.holds(cgroup, pid)
-    except NotFoundError:
-        return False

@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import posixpath
-import stat
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import IO, Any, Final, TypeAlias, cast
 
 import msgspec
 
-from libctrd.errors import InvalidArgumentError, NotFoundError, UnavailableError, from_os_error
+from libctrd.errors import InvalidArgumentError, NotFoundError, from_os_error
 from libctrd.images import compression, documents
 from libctrd.images.content import FRAME, Content
 from libctrd.images.documents import Config, Descriptor, Index, Manifest, short
@@ -349,8 +348,7 @@ def opened(source: File, content: Content, lease: str, report: Report | None = N
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below, when its errors are not ours to explain
     except OSError as error:
-        raise from_os_error(error, f"open the image archive {path!r} (open)") from error
+        hint = "give a tar of it" if os.path.isdir(path) else ""
+        raise from_os_error(error, f"open the image archive {path!r} (open)", hint) from error
     with file:
-        if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
-            raise UnavailableError(f"the image archive {path!r} is a directory: give a tar of it")
         yield Archive(cast(IO[bytes], file), repr(path), content, lease, report)

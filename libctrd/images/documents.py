@@ -24,10 +24,11 @@ DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 INDEXES: Final = (OCI_INDEX, DOCKER_LIST)
 MANIFESTS: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
 CONFIGS: Final = (OCI_CONFIG, DOCKER_CONFIG)
+ZSTD_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
 LAYERS: Final = (
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
+    ZSTD_LAYER,
     DOCKER_LAYER,
     f"{DOCKER_LAYER}.gzip",
     f"{DOCKER_LAYER}.zstd",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from libctrd import protos
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, UnsupportedError
 from libctrd.images import leases
-from libctrd.images.documents import Descriptor, short
+from libctrd.images.documents import ZSTD_LAYER, Descriptor, short
 
 if TYPE_CHECKING:
     from libctrd.engine.channel import Channel
@@ -147,7 +147,9 @@ class Snapshots:
 
     def _apply(self, layer: Descriptor, mounts: list[Any], lease: str) -> str:
         types, diff = protos.package("containerd.types"), protos.package("containerd.services.diff.v1")
-        descriptor = types.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+        # 1.6 knows zstd under OCI's name alone, and looks at the bytes for the rest.
+        media_type = ZSTD_LAYER if layer.media_type.endswith("zstd") else layer.media_type
+        descriptor = types.Descriptor(media_type=media_type, digest=layer.digest, size=layer.size)
         answer = self._channel.call(
             "containerd.services.diff.v1.Diff/Apply",
             diff.ApplyRequest(diff=descriptor, mounts=mounts),
