@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,8 +87,14 @@ def daemon(new_containerd: Callable[[], Containerd], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engine, "default_state_dir", lambda: f"{place}/ctrd")
     yield new_containerd()
     left = [str(path) for path in Path(place).rglob("*") if not path.is_dir() or path.name == "one"]
+
     shutil.rmtree(place)
     assert left == []
+
+
+def threads() -> set[str]:
+    """Those of this process that a client has; the shared ones are there from the first client on."""
+    return {thread.name for thread in threading.enumerate() if thread.name in ("ctrd-late", "ctrd-containerd")}
 
 
 KINDS = ("killed", "lost", "stopped")
@@ -99,7 +106,7 @@ KINDS = ("killed", "lost", "stopped")
 def test_a_start_in_which_the_daemon_fails(
     daemon: Containerd, spec: Make, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
 ) -> None:
-    namespace = new_namespace()
+    namespace, before = new_namespace(), threads()
     with libctrd.connect(daemon.address, namespace=namespace) as client:
         fault = Fault(daemon, kind, method)
         fault.install(monkeypatch)
@@ -115,6 +122,7 @@ def test_a_start_in_which_the_daemon_fails(
         container.start(NULL)
         assert container.wait(30).code == 7, "the id is free again"
     nothing_left(daemon, namespace)
+    until(lambda: threads() <= before, 20)
 
 
 # C26
@@ -123,7 +131,7 @@ def test_a_start_in_which_the_daemon_fails(
 def test_an_end_in_which_the_daemon_fails(
     daemon: Containerd, spec: Make, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
 ) -> None:
-    namespace = new_namespace()
+    namespace, before = new_namespace(), threads()
     with libctrd.connect(daemon.address, namespace=namespace) as client:
         fault = Fault(daemon, kind, method)
         fault.install(monkeypatch)
@@ -133,3 +141,4 @@ def test_an_end_in_which_the_daemon_fails(
         fault.repair()
         until(lambda: not left_behind(daemon, namespace), 20)
     nothing_left(daemon, namespace)
+    until(lambda: threads() <= before, 20)
