@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ import grpc
 import pytest
 from cli_kit import Ctrd
 from containerd_kit import Containerd
-from field_kit import census, more_than, need_root, refused, until
+from field_kit import WAIT, census, more_than, need_root, refused, until
 from peer_kit import Peer, as_nobody, peer
 
 import libctrd
@@ -216,11 +217,10 @@ def failure(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """The one line with which ``ctrd --address A ARGS`` fails; it may make nothing where our directories would be."""
     place = tmp_path / "run"
     place.mkdir()
-    ctrd = Ctrd(os.fspath(tmp_path / "state"), "", None)
-    ctrd.program = [sys.executable, "-c", COMMAND, os.fspath(place)]
+    program = [sys.executable, "-c", COMMAND, os.fspath(place)]
 
     def fail(address: str, *args: str) -> str:
-        return Ctrd.failure(ctrd("--address", address, *args))
+        return Ctrd.failure(subprocess.run([*program, "--address", address, *args], timeout=WAIT, capture_output=True))
 
     yield fail
     assert os.listdir(place) == []
