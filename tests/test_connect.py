@@ -205,8 +205,14 @@ def test_a_daemon_that_is_stopped(new_containerd: Callable[[], Containerd], monk
     quick(monkeypatch)
     daemon = new_containerd()
     os.kill(daemon.pid, signal.SIGSTOP)
+    until(lambda: {state(thread) for thread in Path(f"/proc/{daemon.pid}/task").iterdir()} == {"T"})
     with refused_in_time(DeadlineError, "is it containerd, and is that stopped?", daemon.socket):
         libctrd.connect(daemon.address)
+
+
+def state(thread: Path) -> str:
+    """A letter; T is stopped (proc_pid_stat(5), field 3)."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
