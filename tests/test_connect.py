@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ import grpc
 import pytest
 from cli_kit import Ctrd
 from containerd_kit import Containerd
-from field_kit import census, more_than, need_root, refused, until
+from field_kit import WAIT, census, more_than, need_root, refused, until
 from peer_kit import Peer, as_nobody, peer
 
 import libctrd
@@ -204,8 +205,14 @@ def test_a_daemon_that_is_stopped(new_containerd: Callable[[], Containerd], monk
     quick(monkeypatch)
     daemon = new_containerd()
     os.kill(daemon.pid, signal.SIGSTOP)
+    until(lambda: {state(thread) for thread in Path(f"/proc/{daemon.pid}/task").iterdir()} == {"T"})
     with refused_in_time(DeadlineError, "is it containerd, and is that stopped?", daemon.socket):
         libctrd.connect(daemon.address)
+
+
+def state(thread: Path) -> str:
+    """A letter; T is stopped (proc_pid_stat(5), field 3)."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -216,11 +223,10 @@ def failure(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """The one line with which ``ctrd --address A ARGS`` fails; it may make nothing where our directories would be."""
     place = tmp_path / "run"
     place.mkdir()
-    ctrd = Ctrd(os.fspath(tmp_path / "state"), "", None)
-    ctrd.program = [sys.executable, "-c", COMMAND, os.fspath(place)]
+    program = [sys.executable, "-c", COMMAND, os.fspath(place)]
 
     def fail(address: str, *args: str) -> str:
-        return Ctrd.failure(ctrd("--address", address, *args))
+        return Ctrd.failure(subprocess.run([*program, "--address", address, *args], timeout=WAIT, capture_output=True))
 
     yield fail
     assert os.listdir(place) == []

@@ -53,7 +53,7 @@ LAYERS = (
     ("handling",),
     ("client",),
     ("engine.ttrpc",),
-    ("engine.cgroups", "engine.shim", "engine.metrics", "engine.taskio", "engine.taskshim"),
+    ("engine.cgroups", "engine.late", "engine.shim", "engine.metrics", "engine.taskio", "engine.taskshim"),
     ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile"),
     ("engine.runc", "engine.local", "engine.daemon"),
     ("engine.store", "engine.private"),

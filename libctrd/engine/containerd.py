@@ -18,7 +18,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, metrics, runc, store, taskio
+from libctrd.engine import cgroups, exitfile, late, metrics, runc, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -71,16 +71,15 @@ class ContainerdEngine:
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back, self._keep)
+        self._late = late.Late(self._delete_late)
+        self._exits = Exits(channel, reactor, self._late.hurry, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
         # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
-        # what is to be deleted as soon as containerd is back; the cgroup of each whose end is to be told, and those
-        # of which it was told that their memory ran out.
+        # the cgroup of each whose end is to be told, and those of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._late: set[str] = set()
         self._cgroups: dict[str, str] = {}
         self._oom: set[str] = set()
 
@@ -195,9 +194,13 @@ class ContainerdEngine:
 
     def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`."""
-        self._delete_late(record.id)
+        self._late.settle(record.id)
         with self._rootfs.prepared(record) as lease:
-            self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            try:
+                self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            except (UnavailableError, DeadlineError):
+                self._late.add(record.id, record)  # it may be there all the same: only the answer is missing
+                raise
         with self._lock:
             self._records[record.id] = record
 
@@ -333,23 +336,15 @@ class ContainerdEngine:
         """A shim has told it while containerd is away, which may forget it before it is back."""
         exitfile.write(os.path.join(self.root, id), status)
 
-    def _is_back(self) -> None:
-        """containerd was away and is back: what it should have deleted meanwhile is deleted."""
-        with self._lock:
-            late = list(self._late)
-        for id in late:
-            try:
-                self._delete_late(id)
-            except CtrdError as error:
-                log.warning("container %s has ended and could not be deleted: %s", id, error)
-
-    def _delete_late(self, id: str) -> None:
-        with self._lock:
-            if id not in self._late:
-                return
+    def _delete_late(self, id: str, record: Record | None) -> None:
+        """What `delete` or `reserve` could not do while containerd was away. An id may name another's by then."""
+        if record is not None:
+            with contextlib.suppress(NotFoundError):
+                if self._store.record(id) != record:
+                    return
+            with self._lock:
+                self._records[id] = record
         self._delete(id, force=True)
-        with self._lock:
-            self._late.discard(id)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -442,8 +437,7 @@ class ContainerdEngine:
             self._delete(id, force)
         except (UnavailableError, DeadlineError) as error:
             log.warning("container %s is deleted once containerd is back: %s", id, error)
-            with self._lock:
-                self._late.add(id)
+            self._late.add(id, self._records.get(id))
 
     def _delete(self, id: str, force: bool) -> None:
         """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
@@ -453,14 +447,15 @@ class ContainerdEngine:
         task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
         with contextlib.suppress(NotFoundError):
             self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
-        with self._lock:
-            record = self._records.pop(id, None)
+        record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
                 record = self.record(id)
         self._store.remove(id)
         if record is not None:
             self._rootfs.remove(record)
+        with self._lock:
+            self._records.pop(id, None)
 
     def _end(self, id: str) -> None:
         """Kills whatever runs in the container, and returns when it has ended."""
@@ -479,8 +474,10 @@ class ContainerdEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._late.stop()
         self._exits.close()
         self._channel.close()
+        self._late.join()
         if self._daemon is not None:
             self._daemon.close()
 
