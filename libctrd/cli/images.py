@@ -166,7 +166,7 @@ def _bars(quiet: bool, *, one_for_all: bool) -> Iterator[Report | None]:
             name = "importing" if one_for_all else step.digest[7:19]
             shown = steps.values() if one_for_all else [step]
             if name not in tasks:
-                tasks[name] = bars.add_task(name)
+                tasks[name] = bars.add_task(name, total=None)
             done, total = sum(step.done for step in shown), sum(step.total for step in shown)
             text = f"{name} is there" if step.existed and not one_for_all else name
             bars.update(tasks[name], completed=done, total=total, description=text)
