@@ -54,7 +54,7 @@ LAYERS = (
     ("client",),
     ("engine.ttrpc",),
     ("engine.cgroups", "engine.shim", "engine.metrics", "engine.taskshim"),
-    ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile"),
+    ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile", "engine.startmark"),
     ("engine.runc", "engine.local", "engine.daemon"),
     ("engine.store", "engine.private"),
     ("engine.rootfs",),

@@ -17,13 +17,12 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, metrics, runc, store
+from libctrd.engine import cgroups, exitfile, metrics, runc, startmark, store
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
-    AlreadyExistsError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
@@ -45,7 +44,6 @@ log = logging.getLogger("libctrd")
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-STARTED = "started"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
@@ -140,7 +138,7 @@ class ContainerdEngine:
         kept = exitfile.read(where)
         if kept is not None:
             return Snapshot("stopped", exit=kept)
-        if os.path.lexists(os.path.join(where, STARTED)):
+        if startmark.is_left(where):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
 
@@ -188,10 +186,22 @@ class ContainerdEngine:
     def release(self, id: str) -> None:
         """See `Engine.release`: containerd has forgotten it with `delete`."""
 
+    def claim(self, record: Record) -> None:
+        """See `Engine.claim`. What it leaves tells later a container that has ended from one that waits for a start."""
+        if record.foreign:
+            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
+        where = os.path.join(self.root, record.id)
+        if not os.path.isdir(where):
+            self._store.record(record.id)  # it may be gone; else its directory is, as after the host was started anew
+        startmark.leave(where, record.id)
+
+    def unclaim(self, record: Record) -> None:
+        """See `Engine.unclaim`."""
+        startmark.remove(os.path.join(self.root, record.id))
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
-        self._claim_start(record)
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
         stdin, stdout, stderr = self._stdio(request)
         package = protos.package("containerd.services.tasks.v1")
@@ -205,25 +215,18 @@ class ContainerdEngine:
             options=options,
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
-        with _read_ends(stdout, stderr):
-            reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        try:
+            with _read_ends(stdout, stderr):
+                reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        except RuntimeFailedError as error:
+            if isinstance(error.__cause__, NotFoundError):
+                self._store.record(record.id)  # raises when it is the container that is not there
+            raise
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
         pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
         assert isinstance(pid, int)
         return pid
-
-    def _claim_start(self, record: Record) -> None:
-        """Of two who start a container one is first. What it leaves tells later an ended one from one that waits."""
-        if record.foreign:
-            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
-        path = os.path.join(self.root, record.id, STARTED)
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once") from None
-        except OSError as error:
-            raise from_os_error(error, f"leave word that container {record.id!r} was started, {path!r}") from error
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
         """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
