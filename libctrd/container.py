@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, short
-from libctrd.engine.base import Record, Unattended
+from libctrd.engine.base import Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -458,7 +458,7 @@ class Container:
 
     def _require_not_started(self) -> None:
         if self._processes or self._exit is not None:
-            raise starting.started_already(self.id)
+            raise started_already(self.id)
 
     def _require_started(self) -> None:
         if self._client._engine.snapshot(self.id).status == "created":

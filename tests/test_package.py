@@ -54,7 +54,7 @@ LAYERS = (
     ("client",),
     ("engine.ttrpc",),
     ("engine.cgroups", "engine.late", "engine.shim", "engine.metrics", "engine.taskio", "engine.taskshim"),
-    ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile"),
+    ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile", "engine.startmark"),
     ("engine.runc", "engine.local", "engine.daemon"),
     ("engine.store", "engine.private"),
     ("images.reference", "images.platforms", "images.compression", "images.documents"),

@@ -348,3 +348,20 @@ def test_a_container_can_be_started_by_another_client(client: Client, spec: Make
         assert container.stdout.read() == b"hello\n"
         assert container.wait(WAIT).code == 3
         assert other.containers() == []
+
+
+def test_a_start_that_another_clients_callback_refuses_can_be_made_again(client: Client, spec: Make) -> None:  # C6
+    client.create("web", spec("exit 3"))
+
+    def refuse(_: stdio.IOPipe) -> None:
+        raise AlreadyExistsError("not by me")
+
+    with libctrd.connect(client.address) as other:
+        again = other.get("web")
+        with pytest.raises(AlreadyExistsError, match="not by me"):
+            again.start(refuse)
+        assert not [name for name in os.listdir(again.bundle) if name.startswith("init-")], "no fifo is left"
+        assert other.get("web").status == "created"
+        again = other.get("web")
+        again.start(libctrd.NULL)
+        assert again.wait(WAIT).code == 3

@@ -18,13 +18,12 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, late, metrics, runc, store, taskio
+from libctrd.engine import cgroups, exitfile, late, metrics, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
-    AlreadyExistsError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
@@ -32,7 +31,6 @@ from libctrd.errors import (
     RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
-    from_os_error,
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
@@ -46,7 +44,6 @@ log = logging.getLogger("libctrd")
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-STARTED = "started"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
@@ -152,7 +149,7 @@ class ContainerdEngine:
         kept = exitfile.read(where)
         if kept is not None:
             return Snapshot("stopped", exit=kept)
-        if os.path.lexists(os.path.join(where, STARTED)):
+        if startmark.is_left(where):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
 
@@ -207,12 +204,24 @@ class ContainerdEngine:
     def release(self, id: str) -> None:
         """See `Engine.release`: containerd has forgotten it with `delete`."""
 
+    def claim(self, record: Record) -> None:
+        """See `Engine.claim`. What it leaves tells later a container that has ended from one that waits for a start."""
+        if record.foreign:
+            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
+        where = os.path.join(self.root, record.id)
+        if not os.path.isdir(where):
+            self._store.record(record.id)  # it may be gone; else its directory is, as after the host was started anew
+        startmark.leave(where, record.id)
+
+    def unclaim(self, record: Record) -> None:
+        """See `Engine.unclaim`."""
+        startmark.remove(os.path.join(self.root, record.id))
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
         stdin, stdout, stderr = taskio.of_start(request)
-        self._claim_start(record)
         package = protos.package("containerd.services.tasks.v1")
         task = package.CreateTaskRequest(
             container_id=record.id,
@@ -224,26 +233,24 @@ class ContainerdEngine:
             options=options,
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
-        with taskio.read_ends(stdout, stderr):
-            reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        try:
+            with taskio.read_ends(stdout, stderr):
+                reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        except RuntimeFailedError as error:
+            if isinstance(error.__cause__, NotFoundError):
+                self._store.record(record.id)  # raises when it is the container that is not there
+            raise
         self._know_cgroup(record)
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
-        pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        try:
+            pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        except BaseException:
+            with contextlib.suppress(CtrdError):  # the error of the start is what counts
+                self._delete_task(record.id, force=True)
+            raise
         assert isinstance(pid, int)
         return pid
-
-    def _claim_start(self, record: Record) -> None:
-        """Of two who start a container one is first. What it leaves tells later an ended one from one that waits."""
-        if record.foreign:
-            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
-        path = os.path.join(self.root, record.id, STARTED)
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once") from None
-        except OSError as error:
-            raise from_os_error(error, f"leave word that container {record.id!r} was started, {path!r}") from error
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
         """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
@@ -441,12 +448,7 @@ class ContainerdEngine:
 
     def _delete(self, id: str, force: bool) -> None:
         """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
-        if force:
-            self._end(id)
-        self._exits.forget(id)
-        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
-        with contextlib.suppress(NotFoundError):
-            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
+        self._delete_task(id, force)
         record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
@@ -456,6 +458,14 @@ class ContainerdEngine:
             self._rootfs.remove(record)
         with self._lock:
             self._records.pop(id, None)
+
+    def _delete_task(self, id: str, force: bool) -> None:
+        if force:
+            self._end(id)
+        self._exits.forget(id)
+        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
+        with contextlib.suppress(NotFoundError):
+            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
 
     def _end(self, id: str) -> None:
         """Kills whatever runs in the container, and returns when it has ended."""
