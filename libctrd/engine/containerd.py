@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,11 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, late, metrics, runc, startmark, store, taskio
+from libctrd.engine import cgroups, exitfile, late, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
+from libctrd.engine.operations import CREATE_SECONDS, Operations
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
     CtrdError,
@@ -33,7 +33,7 @@ from libctrd.errors import (
     UnsupportedError,
 )
 from libctrd.reactor import Reactor
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Status
 
 if TYPE_CHECKING:
     from libctrd.engine.daemon import Daemon
@@ -42,18 +42,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("libctrd")
 
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
-_ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
-"""How a shim refuses what would need a running process."""
 
 
-class ContainerdEngine:
+class ContainerdEngine(Operations):
     """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
     none; *daemon* is the containerd itself when it is one of ours.
     """
@@ -63,7 +59,7 @@ class ContainerdEngine:
     ) -> None:
         self.address = f"containerd:{daemon.directory}" if daemon is not None else channel.address
         self._daemon = daemon
-        self._channel = channel
+        super().__init__(channel)
         self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
@@ -79,14 +75,6 @@ class ContainerdEngine:
         self._records: dict[str, Record] = {}
         self._cgroups: dict[str, str] = {}
         self._oom: set[str] = set()
-
-    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
-        try:
-            return self._channel.call(method, request, doing=doing, timeout=timeout)
-        except RuntimeFailedError as error:
-            if _ENDED.search(str(error)):  # a shim has no code for that either
-                raise NotFoundError(f"could not {doing}: it has ended") from error
-            raise
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -252,13 +240,6 @@ class ContainerdEngine:
         assert isinstance(pid, int)
         return pid
 
-    def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
-        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
-        try:
-            return self._call(method, request, doing, timeout)
-        except (InvalidArgumentError, NotFoundError) as error:
-            raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
-
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
         id, name = request.record.id, request.process
@@ -355,27 +336,6 @@ class ContainerdEngine:
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
-        """See `Engine.signal`."""
-        request = protos.message("containerd.services.tasks.v1.KillRequest")(
-            container_id=id, exec_id=_exec_id(process), signal=number, all=everyone
-        )
-        self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
-
-    def close_stdin(self, id: str, process: str) -> None:
-        """See `Engine.close_stdin`."""
-        request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
-            container_id=id, exec_id=_exec_id(process), stdin=True
-        )
-        self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
-
-    def resize(self, id: str, process: str, width: int, height: int) -> None:
-        """See `Engine.resize`."""
-        request = protos.message("containerd.services.tasks.v1.ResizePtyRequest")(
-            container_id=id, exec_id=_exec_id(process), width=width, height=height
-        )
-        self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
-
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
         self._exits.subscribed()
@@ -392,42 +352,6 @@ class ContainerdEngine:
             if "not paused" in str(error):
                 raise InvalidArgumentError(f"container {id!r} is not paused: there is nothing to resume") from error
             raise
-
-    def pids(self, id: str) -> list[int]:
-        """See `Engine.pids`."""
-        request = protos.message("containerd.services.tasks.v1.ListPidsRequest")(container_id=id)
-        found = self._call(f"{TASKS}/ListPids", request, f"list the processes of container {id!r}").processes
-        return sorted(process.pid for process in found)
-
-    def stats(self, id: str) -> Stats:
-        """See `Engine.stats`."""
-        request = protos.message("containerd.services.tasks.v1.MetricsRequest")(filters=[f"id=={ids.check(id)}"])
-        found = self._call(f"{TASKS}/Metrics", request, f"measure container {id!r}").metrics
-        if not found:
-            raise NotFoundError(f"container {id!r} is not running any more")
-        return metrics.stats(found[0])
-
-    def update(self, id: str, resources: dict[str, Any]) -> None:
-        """See `Engine.update`."""
-        request = protos.message("containerd.services.tasks.v1.UpdateTaskRequest")(
-            container_id=id, resources=protos.any(RESOURCES, msgspec.json.encode(resources))
-        )
-        self._failing(f"{TASKS}/Update", request, f"change the limits of container {id!r}")
-
-    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
-        """See `Engine.checkpoint`."""
-        options = protos.message("containerd.runc.v1.CheckpointOptions")(
-            exit=not leave_running,
-            open_tcp=True,
-            external_unix_sockets=True,
-            empty_namespaces=["network"],
-            image_path=path,
-        )
-        request = protos.message("containerd.services.tasks.v1.CheckpointTaskRequest")(
-            container_id=id,
-            options=protos.any("containerd.runc.v1.CheckpointOptions", options.SerializeToString()),
-        )
-        self._failing(f"{TASKS}/Checkpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS)
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -496,7 +420,3 @@ class ContainerdEngine:
         if self._daemon is None:
             raise UnsupportedError(f"the containerd at {self.address} is not ours to stop: whoever started it can")
         self._daemon.stop()
-
-
-def _exec_id(process: str) -> str:
-    return "" if process == INIT else process
