@@ -34,8 +34,8 @@ def several(docker: bool = False) -> tuple[Layout, Descriptor]:
 def through_daemon(request: pytest.FixtureRequest, place: Place) -> bool:
     """Who fetches."""
     daemon: bool = request.param
-    if daemon and place.daemon.version < (1, 7):
-        pytest.skip(f"containerd {place.daemon.version} has no transfer service: it came with 1.7")
+    if daemon and place.daemon.version < (2,):
+        pytest.skip(f"containerd {place.daemon.version} has no transfer service that speaks plain HTTP: 2.0 has")
     return daemon
 
 
@@ -104,11 +104,13 @@ def test_without_a_choice_the_daemon_pulls_when_it_can(place: Place, registry: R
     ref = registry.push(*several(), "app/any:1")
     before = len(registry.log())
     place.images.pull(ref)
-    agent = "containerd/" if place.daemon.version >= (1, 7) else "libctrd/"
+    agent = "containerd/" if place.daemon.version >= (2,) else "libctrd/"
     assert agent in registry.log()[before:]
-    if place.daemon.version < (1, 7):
-        with pytest.raises(UnsupportedError, match=r"could not pull the image .* through the daemon: .*too old"):
+    if place.daemon.version < (2,):
+        with pytest.raises(UnsupportedError, match=r"could not pull the image .* through .*: its? .*transfer service"):
             place.images.pull(ref, through_daemon=True)
+    with pytest.raises(UnsupportedError, match=r"takes certificates from its own configuration alone"):
+        place.images.pull(ref, through_daemon=True, ca="/etc/ssl/certs/ca-certificates.crt")
 
 
 # C26
