@@ -439,3 +439,16 @@ def test_a_pull_that_is_interrupted_leaves_nothing(place: Place, serve: Serve) -
     with pytest.raises(KeyboardInterrupt):
         pull(place, fake, progress=refuse)
     assert place.is_empty()
+
+
+# C26
+def test_a_proxy_is_used_as_the_environment_says_but_not_for_loopback(
+    place: Place, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = serve(simple())
+    pull(place, fake)
+    monkeypatch.setenv("http_proxy", f"http://{fake.host}")
+    place.images.pull("registry.example.org/app:1", through_daemon=False, insecure_http=True, timeout=5)
+    assert len(fake.asked("http://registry.example.org/v2/app/")) == 2, "the manifest and the config: the layer is here"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    pull(place, fake, "again:1")
