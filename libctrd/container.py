@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, short
-from libctrd.engine.base import Record, Unattended
+from libctrd.engine.base import Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -427,12 +427,17 @@ class Container:
                     # Frozen by cgroup v1, it takes no SIGKILL until it is thawed. Another client may have frozen it
                     # since we looked; from the SIGKILL on nobody can.
                     if self.status == "paused":
-                        client._engine.resume(self.id)
+                        self._thaw()
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
                 self.wait()
         with client._locked(self.id):
             client._remove(self, force)
+
+    def _thaw(self) -> None:
+        """Resumes it for the SIGKILL that it was sent. Some runtimes have done so themselves, and say so."""
+        with contextlib.suppress(NotFoundError, InvalidArgumentError):
+            self._client._engine.resume(self.id)
 
     def clean_process(self, name: str) -> None:
         """Removes the three fifos of the process *name* and forgets it; an unknown name touches no file (C3).
@@ -453,7 +458,7 @@ class Container:
 
     def _require_not_started(self) -> None:
         if self._processes or self._exit is not None:
-            raise starting.started_already(self.id)
+            raise started_already(self.id)
 
     def _require_started(self) -> None:
         if self._client._engine.snapshot(self.id).status == "created":

@@ -46,14 +46,14 @@ def launch(
     client = container._client
     client._check_open()
     container._require_not_started()
-    if client._engine.snapshot(container.id).status != "created":  # another was quicker: its fifos stay untouched
-        raise started_already(container.id)
     init = Process(container, INIT, container._record.terminal, streams, drain_timeout)
     if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
         raise InvalidArgumentError(
             "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
             "otherwise a client cleans, or output would be lost that is held for one"
         )
+    client._engine.claim(container._record)  # if another was quicker, its fifos stay untouched
+    asked = False
     try:
         init.open()
         container._processes[INIT] = init
@@ -66,15 +66,16 @@ def launch(
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
             log=log_file,
-            attended=not init.streams.left_to_others,
+            attended=init.streams.takes_output,
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )
+        asked = True
         pid = client._engine.create(request)
     except BaseException as error:
         said = init.streams.said() if isinstance(error, RuntimeFailedError) and not error.output else ""
         container._processes.clear()
-        if isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
+        if asked and isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
             init.streams.close()
             client._forget(container)
             raise
@@ -86,6 +87,7 @@ def launch(
                 log.warning("container %s could not be started, and not be cleaned: %s", container.id, left)
                 client._forget(container)
         else:
+            client._engine.unclaim(container._record)
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
             told = f"{error}: {one_line(said)}"
@@ -141,8 +143,3 @@ def _fifos(process: Process, container: Container) -> dict[str, str]:
     if process.terminal:
         names.append("stderr")
     return {name: fifo_path(container.bundle, process.name, name) for name in names}
-
-
-def started_already(id: str) -> AlreadyExistsError:
-    """The error of a second start."""
-    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")

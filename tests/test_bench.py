@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containerd_kit import program
 
 pytestmark = pytest.mark.local("it measures the local engine")
 
 BENCH = Path(__file__).parent.parent / "tools/bench"
 MEASURED = ["start", "command", "pipe", "inherit", "discard", "shim", "fifo"]
+GROUPS = ["starts", "streams", "shims", "fifos"]
+
+# A client that takes its time, and tells so.
+CLIENT = """#!/bin/sh
+while [ "$1" != -n ]; do shift; done
+echo "{\\"seconds\\": $(($2 * 2)), \\"cpu_seconds\\": $(($2 / 2))}"
+"""
 
 
 def bench(rootfs: str, tmp_path: Path, *arguments: str) -> tuple[int, str, list[dict[str, Any]]]:
@@ -35,7 +43,7 @@ def bench(rootfs: str, tmp_path: Path, *arguments: str) -> tuple[int, str, list[
 
 
 def test_it_measures_everything_against_its_peer_and_tells_whether_the_bars_hold(rootfs: str, tmp_path: Path) -> None:
-    code, printed, results = bench(rootfs, tmp_path)
+    code, printed, results = bench(rootfs, tmp_path, *GROUPS)
     assert [result["name"] for result in results] == MEASURED
     for result in results:
         assert result["missing"] == ""
@@ -45,6 +53,27 @@ def test_it_measures_everything_against_its_peer_and_tells_whether_the_bars_hold
         for bar in result["bars"]:
             assert bar["limit"] in printed
     assert code == (0 if all(bar["holds"] for result in results for bar in result["bars"]) else 1)
+
+
+def test_lives_with_containerd_are_split_and_their_rates_compared(rootfs: str, tmp_path: Path) -> None:
+    program("containerd")
+    program("ctr")
+    client = tmp_path / "client"
+    client.write_text(CLIENT)
+    client.chmod(0o755)
+    code, printed, results = bench(rootfs, tmp_path, "lives", "--lives", "4", "--go-client", str(client))
+    life, rate = ({series["label"]: series["values"] for series in result["series"]} for result in results)
+    for whole, inside, outside in zip(
+        life["one life"], life["containerd's own answers"], life["outside of them"], strict=True
+    ):
+        assert 0 < outside < inside < whole
+        assert inside + outside == pytest.approx(whole)
+    assert rate["Go client"] == [4 / 8.0]
+    assert rate["Go client: its CPU for a life"] == [0.5e3]
+    assert rate["libctrd"][0] > 0.5
+    assert "times the rate of ctr run --rm" in printed
+    assert results[1]["bars"][0]["holds"]
+    assert code == (0 if all(bar["holds"] for bar in results[0]["bars"]) else 1)
 
 
 def test_a_runtime_that_is_missing_is_named(rootfs: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
-from libctrd.errors import UnsupportedError
+from libctrd.errors import AlreadyExistsError, UnsupportedError
 from libctrd.state import Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
@@ -146,6 +146,14 @@ class Engine(Protocol):
     def release(self, id: str) -> None:
         """Makes it unknown to every client, before its directory is removed. One that is not there is success."""
 
+    def claim(self, record: Record) -> None:
+        """A start begins, and nothing of it was touched yet. `AlreadyExistsError` for the second of two who start it,
+        `NotFoundError` when it is gone. Where both come through, `create` is what tells them apart.
+        """
+
+    def unclaim(self, record: Record) -> None:
+        """That start came to nothing: the container waits to be started as before."""
+
     def create(self, request: CreateRequest) -> int:
         """Creates and starts it; returns the system pid of ``init``, 0 if it is not listed (C6)."""
 
@@ -205,6 +213,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Lets go of everything of this client; containers run on."""
+
+
+def started_already(id: str) -> AlreadyExistsError:
+    """The error of a second start."""
+    return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
 
 
 def unsupported(engine: str, what: str, instead: str = "") -> UnsupportedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,12 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, metrics, runc, store
+from libctrd.engine import cgroups, exitfile, late, metrics, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
-    AlreadyExistsError,
     CtrdError,
     DeadlineError,
     InvalidArgumentError,
@@ -31,7 +31,6 @@ from libctrd.errors import (
     RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
-    from_os_error,
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
@@ -45,12 +44,13 @@ log = logging.getLogger("libctrd")
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-STARTED = "started"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
+_ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
+"""How a shim refuses what would need a running process."""
 
 
 class ContainerdEngine:
@@ -68,18 +68,25 @@ class ContainerdEngine:
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back, self._keep)
+        self._late = late.Late(self._delete_late)
+        self._exits = Exits(channel, reactor, self._late.hurry, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
-        # Guards the two tables: the records of what this client made, for what is asked of each of them again and
-        # again; and what is to be deleted as soon as containerd is back.
+        # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
+        # the cgroup of each whose end is to be told, and those of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._late: set[str] = set()
+        self._cgroups: dict[str, str] = {}
+        self._oom: set[str] = set()
 
     def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
-        return self._channel.call(method, request, doing=doing, timeout=timeout)
+        try:
+            return self._channel.call(method, request, doing=doing, timeout=timeout)
+        except RuntimeFailedError as error:
+            if _ENDED.search(str(error)):  # a shim has no code for that either
+                raise NotFoundError(f"could not {doing}: it has ended") from error
+            raise
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -126,7 +133,9 @@ class ContainerdEngine:
             return self._without_task(id)
         status = _STATUS.get(process.status, "stopped")
         if status == "stopped":
-            return Snapshot(status, exit=self._with_oom(id, exit_status(process.exit_status, process.exited_at)))
+            how = exit_status(process.exit_status, process.exited_at)
+            oom_killed = cgroups.oom_kills(self.record(id).cgroup) > 0
+            return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
 
     def _process(self, id: str, exec_id: str = "") -> Any:
@@ -140,7 +149,7 @@ class ContainerdEngine:
         kept = exitfile.read(where)
         if kept is not None:
             return Snapshot("stopped", exit=kept)
-        if os.path.lexists(os.path.join(where, STARTED)):
+        if startmark.is_left(where):
             return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
         return Snapshot("created")
 
@@ -155,6 +164,9 @@ class ContainerdEngine:
             mark = cgroups.mark(self.root)
             path = f"system.slice:ctrd-{mark}:{id}" if runtime.systemd_cgroup else f"/ctrd-{mark}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        process = spec.get("process")
+        if process and process.get("oomScoreAdj") is None:  # else it would have the shim's, which is containerd's
+            spec = {**spec, "process": {**process, "oomScoreAdj": 0}}
         if not wanted.has_rootfs:
             spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
         record = Record(
@@ -179,21 +191,37 @@ class ContainerdEngine:
 
     def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`."""
-        self._delete_late(record.id)
+        self._late.settle(record.id)
         with self._rootfs.prepared(record) as lease:
-            self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            try:
+                self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            except (UnavailableError, DeadlineError):
+                self._late.add(record.id, record)  # it may be there all the same: only the answer is missing
+                raise
         with self._lock:
             self._records[record.id] = record
 
     def release(self, id: str) -> None:
         """See `Engine.release`: containerd has forgotten it with `delete`."""
 
+    def claim(self, record: Record) -> None:
+        """See `Engine.claim`. What it leaves tells later a container that has ended from one that waits for a start."""
+        if record.foreign:
+            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
+        where = os.path.join(self.root, record.id)
+        if not os.path.isdir(where):
+            self._store.record(record.id)  # it may be gone; else its directory is, as after the host was started anew
+        startmark.leave(where, record.id)
+
+    def unclaim(self, record: Record) -> None:
+        """See `Engine.unclaim`."""
+        startmark.remove(os.path.join(self.root, record.id))
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
-        self._claim_start(record)
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
-        stdin, stdout, stderr = self._stdio(request)
+        stdin, stdout, stderr = taskio.of_start(request)
         package = protos.package("containerd.services.tasks.v1")
         task = package.CreateTaskRequest(
             container_id=record.id,
@@ -205,25 +233,24 @@ class ContainerdEngine:
             options=options,
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
-        with _read_ends(stdout, stderr):
-            reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        try:
+            with taskio.read_ends(stdout, stderr):
+                reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
+        except RuntimeFailedError as error:
+            if isinstance(error.__cause__, NotFoundError):
+                self._store.record(record.id)  # raises when it is the container that is not there
+            raise
+        self._know_cgroup(record)
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
-        pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        try:
+            pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        except BaseException:
+            with contextlib.suppress(CtrdError):  # the error of the start is what counts
+                self._delete_task(record.id, force=True)
+            raise
         assert isinstance(pid, int)
         return pid
-
-    def _claim_start(self, record: Record) -> None:
-        """Of two who start a container one is first. What it leaves tells later an ended one from one that waits."""
-        if record.foreign:
-            raise UnsupportedError(f"container {record.id!r} was made by another program: start it with that one")
-        path = os.path.join(self.root, record.id, STARTED)
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once") from None
-        except OSError as error:
-            raise from_os_error(error, f"leave word that container {record.id!r} was started, {path!r}") from error
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
         """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
@@ -232,49 +259,26 @@ class ContainerdEngine:
         except (InvalidArgumentError, NotFoundError) as error:
             raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
 
-    def _stdio(self, request: CreateRequest) -> tuple[str, str, str]:
-        """The paths of stdin, stdout and stderr for the shim, which is told what becomes of them when nobody reads."""
-        stdin, stdout, stderr = request.stdin, request.stdout, request.stderr
-        if request.unattended == "hold":
-            return stdin, stdout, "" if request.record.terminal else stderr
-        if request.attended:
-            raise UnsupportedError(
-                f"the containerd engine cannot {request.unattended} output once its reader has gone: "
-                "say unattended='hold', or start it with stdio=DETACHED"
-            )
-        if request.auto_remove:
-            raise UnsupportedError(
-                "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
-            )
-        if request.unattended == "discard":
-            sink = os.devnull
-        elif request.record.terminal:
-            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
-        else:
-            import urllib.parse  # the rare case; it takes milliseconds
-
-            sink = "file://" + urllib.parse.quote(request.log)
-        return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
-
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
         id, name = request.record.id, request.process
         if name == id:
             raise InvalidArgumentError(f"a process of container {id!r} cannot have the name of the container")
         package = protos.package("containerd.services.tasks.v1")
+        stdin, stdout, stderr = taskio.names(request.stdin, request.stdout, request.stderr, request.terminal)
         what = package.ExecProcessRequest(
             container_id=id,
             exec_id=name,
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr="" if request.terminal else request.stderr,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             terminal=request.terminal,
             spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
         self._exits.add(id, name, 0)
         try:
-            with _read_ends(request.stdout, request.stderr):
+            with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
             self._exits.started(id, name, pid)
@@ -296,45 +300,58 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
+            self._know_cgroup(self.record(id))
             self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 
     def _tell(self, event: Event) -> None:
-        """Called by a thread that must not wait: hands on what happened."""
-        if event.type == "exit" and event.process == INIT and event.status is not None:
-            event = msgspec.structs.replace(event, status=self._with_oom(event.id, event.status))
+        """Called by a thread that must not wait: hands on what happened.
+
+        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
+        cgroup knows: so it is told once, and by then.
+        """
+        id = event.id
+        if event.type == "oom":
+            if self._is_first_oom(id):
+                self._sink(event)
+            return
+        if event.type == "exit" and event.process == INIT:
+            with self._lock:
+                cgroup = self._cgroups.pop(id, "")
+            if event.status is not None and cgroups.oom_kills(cgroup):
+                event = msgspec.structs.replace(event, status=msgspec.structs.replace(event.status, oom_killed=True))
+                if self._is_first_oom(id):
+                    self._sink(Event(id, "oom"))
+            with self._lock:
+                self._oom.discard(id)
         self._sink(event)
 
-    def _with_oom(self, id: str, status: ExitStatus) -> ExitStatus:
-        """containerd tells of memory that ran out at its leisure, maybe after the exit; the cgroup knows by now."""
+    def _is_first_oom(self, id: str) -> bool:
         with self._lock:
-            record = self._records.get(id)
-        if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
-            return status
-        return msgspec.structs.replace(status, oom_killed=True)
+            first = id not in self._oom
+            self._oom.add(id)
+            return first
+
+    def _know_cgroup(self, record: Record) -> None:
+        """From now on until its end is told, its cgroup can be asked for memory that ran out."""
+        with self._lock:
+            self._cgroups[record.id] = record.cgroup
+            self._oom.discard(record.id)
 
     def _keep(self, id: str, status: ExitStatus) -> None:
         """A shim has told it while containerd is away, which may forget it before it is back."""
         exitfile.write(os.path.join(self.root, id), status)
 
-    def _is_back(self) -> None:
-        """containerd was away and is back: what it should have deleted meanwhile is deleted."""
-        with self._lock:
-            late = list(self._late)
-        for id in late:
-            try:
-                self._delete_late(id)
-            except CtrdError as error:
-                log.warning("container %s has ended and could not be deleted: %s", id, error)
-
-    def _delete_late(self, id: str) -> None:
-        with self._lock:
-            if id not in self._late:
-                return
+    def _delete_late(self, id: str, record: Record | None) -> None:
+        """What `delete` or `reserve` could not do while containerd was away. An id may name another's by then."""
+        if record is not None:
+            with contextlib.suppress(NotFoundError):
+                if self._store.record(id) != record:
+                    return
+            with self._lock:
+                self._records[id] = record
         self._delete(id, force=True)
-        with self._lock:
-            self._late.discard(id)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -369,7 +386,12 @@ class ContainerdEngine:
         """See `Engine.resume`."""
         self._exits.subscribed()
         request = protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id)
-        self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+        try:
+            self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+        except RuntimeFailedError as error:
+            if "not paused" in str(error):
+                raise InvalidArgumentError(f"container {id!r} is not paused: there is nothing to resume") from error
+            raise
 
     def pids(self, id: str) -> list[int]:
         """See `Engine.pids`."""
@@ -422,25 +444,28 @@ class ContainerdEngine:
             self._delete(id, force)
         except (UnavailableError, DeadlineError) as error:
             log.warning("container %s is deleted once containerd is back: %s", id, error)
-            with self._lock:
-                self._late.add(id)
+            self._late.add(id, self._records.get(id))
 
     def _delete(self, id: str, force: bool) -> None:
         """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
-        if force:
-            self._end(id)
-        self._exits.forget(id)
-        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
-        with contextlib.suppress(NotFoundError):
-            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
-        with self._lock:
-            record = self._records.pop(id, None)
+        self._delete_task(id, force)
+        record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
                 record = self.record(id)
         self._store.remove(id)
         if record is not None:
             self._rootfs.remove(record)
+        with self._lock:
+            self._records.pop(id, None)
+
+    def _delete_task(self, id: str, force: bool) -> None:
+        if force:
+            self._end(id)
+        self._exits.forget(id)
+        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
+        with contextlib.suppress(NotFoundError):
+            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
 
     def _end(self, id: str) -> None:
         """Kills whatever runs in the container, and returns when it has ended."""
@@ -459,8 +484,10 @@ class ContainerdEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._late.stop()
         self._exits.close()
         self._channel.close()
+        self._late.join()
         if self._daemon is not None:
             self._daemon.close()
 
@@ -473,19 +500,3 @@ class ContainerdEngine:
 
 def _exec_id(process: str) -> str:
     return "" if process == INIT else process
-
-
-@contextlib.contextmanager
-def _read_ends(*paths: str) -> Any:
-    """Holds a read end of each fifo open: containerd's shim holds both from its own open on."""
-    held = []
-    try:
-        for path in paths:
-            if path.startswith("/"):
-                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        yield
-    except OSError as error:
-        raise from_os_error(error, f"open the fifos {paths!r} for reading") from error
-    finally:
-        for fd in held:
-            os.close(fd)

@@ -31,15 +31,10 @@ from libctrd.engine.base import (
     Snapshot,
     Spec,
     Wanted,
+    started_already,
     unsupported,
 )
-from libctrd.errors import (
-    AlreadyExistsError,
-    CtrdError,
-    NotFoundError,
-    UnavailableError,
-    from_os_error,
-)
+from libctrd.errors import CtrdError, NotFoundError, UnavailableError, from_os_error
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
 
@@ -195,6 +190,14 @@ class LocalEngine:
         except OSError as error:
             raise from_os_error(error, f"remove the record of container {id!r}, {path!r}") from error
 
+    def claim(self, record: Record) -> None:
+        """See `Engine.claim`. It leaves nothing: `create` decides, under the lock of the directory."""
+        if self.snapshot(record.id).status != "created":
+            raise started_already(record.id)
+
+    def unclaim(self, record: Record) -> None:
+        """See `Engine.unclaim`."""
+
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         if request.checkpoint:
@@ -223,7 +226,7 @@ class LocalEngine:
         lock = directory.lock(where, wait=True)
         try:
             if shim.was_started(where):
-                raise AlreadyExistsError(f"container {record.id!r} was started already: a container starts once")
+                raise started_already(record.id)
             starter = shim.Shim(where, arguments, lock)
         finally:
             os.close(lock)  # the shim has it now

@@ -12,32 +12,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fifos
+import lives
 import shims
 import starts
 import streams
 from measure import Result
 
-GROUPS = ("starts", "streams", "shims", "fifos")
+GROUPS = ("starts", "streams", "shims", "fifos", "lives")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/bench/run",
-        description="Measures libctrd against bare runtimes, pipes and system calls, in turns on the same host; "
-        "exits with 1 when a bar does not hold or a peer is missing.",
+        description="Measures libctrd against bare runtimes, pipes, system calls and other clients of containerd, "
+        "in turns on the same host; exits with 1 when a bar does not hold or a peer is missing.",
     )
     parser.add_argument("group", nargs="*", help=f"what to measure: {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--rootfs", required=True, help="a root file system with busybox")
     parser.add_argument("--rounds", type=int, default=50, metavar="N", help="rounds of each start (default: 50)")
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="bytes of each stream (default: 1024)")
     parser.add_argument("--runtime", default="crun", help="the OCI runtime to start with (default: crun)")
+    parser.add_argument("--lives", type=int, default=500, metavar="N", help="lives with containerd (default: 500)")
+    parser.add_argument("--go-client", metavar="PATH", help="a client in Go to compare with: see lives.py")
     parser.add_argument("--json", metavar="FILE", help="write all values there, too")
     given = parser.parse_args()
     for group in given.group:
         if group not in GROUPS:
             parser.error(f"{group}: there is no such group")
-    if given.rounds < 1 or given.size < 1:
-        parser.error("there is nothing to measure in less than one round or MiB")
+    if given.rounds < 1 or given.size < 1 or given.lives < 1:
+        parser.error("there is nothing to measure in less than one round, MiB or life")
+    if given.go_client is not None and not os.access(given.go_client, os.X_OK):
+        parser.error(f"{given.go_client}: there is no such program")
     return given
 
 
@@ -55,8 +60,10 @@ def measured(given: argparse.Namespace) -> Iterator[Result]:
                 yield from streams.measure(rootfs, directory, few, given.size)
             elif group == "shims":
                 yield from shims.measure(rootfs, directory)
-            else:
+            elif group == "fifos":
                 yield from fifos.measure(directory, given.rounds)
+            else:
+                yield from lives.measure(rootfs, directory, given.rounds, given.lives, given.go_client)
 
 
 def main() -> int:
