@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from containerd_kit import Containerd
@@ -15,6 +16,7 @@ from oci_kit import OCI_MANIFEST, Layer, Layout, busybox, digest, header, simple
 from libctrd.engine.channel import Channel
 from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError, UnavailableError, UnsupportedError
 from libctrd.images import Images, Progress
+from libctrd.images.store import Store
 
 __all__ = ["place"]  # a fixture of another file
 
@@ -319,3 +321,26 @@ def test_a_daemon_that_dies_in_an_import_is_told_and_nothing_half_imported_has_a
     assert Images(later).list() == []
     Images(later).import_archive(tmp_path / "image.tar")
     later.close()
+
+
+# C26
+def test_a_name_that_cannot_be_had_leaves_the_others_as_they_were(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = place.images.import_archive(simple("first:1").archive(tmp_path / "old.tar"))
+    layout = Layout()
+    manifest = layout.image([GOOD])
+    for name in ("first:1", "second:1", "third:1"):
+        layout.name(manifest, name)
+    put = Store.put
+
+    def refuse(self: Store, name: str, *more: Any) -> Any:
+        if "third" in name:
+            raise UnavailableError("could not name it")
+        return put(self, name, *more)
+
+    monkeypatch.setattr(Store, "put", refuse)
+    with pytest.raises(UnavailableError, match="could not name it"):
+        place.images.import_archive(layout.archive(tmp_path / "new.tar"))
+    assert place.images.list() == [old]
+    assert place.run(old, "/bin/echo", "as before") == "as before\n"

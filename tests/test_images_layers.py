@@ -155,4 +155,4 @@ def test_many_entries_take_no_more_memory_than_few() -> None:
             tracemalloc.stop()
 
     most(100)
-    assert most(20_000) < most(100) + (512 << 10)
+    assert most(5000) < most(100) + (256 << 10)

@@ -13,8 +13,9 @@ from images_kit import Place, place
 from oci_kit import Descriptor, Layer, Layout, busybox, filler, tar
 from registry_kit import PASSWORD, USER, Registry, TokenServer
 
+from libctrd import protos
 from libctrd.errors import NotFoundError, UnavailableError, UnsupportedError
-from libctrd.images import Progress, platforms
+from libctrd.images import Progress, platforms, transfer
 
 __all__ = ["place"]  # a fixture of another file
 
@@ -34,8 +35,8 @@ def several(docker: bool = False) -> tuple[Layout, Descriptor]:
 def through_daemon(request: pytest.FixtureRequest, place: Place) -> bool:
     """Who fetches."""
     daemon: bool = request.param
-    if daemon and place.daemon.version < (1, 7):
-        pytest.skip(f"containerd {place.daemon.version} has no transfer service: it came with 1.7")
+    if daemon and place.daemon.version < (2,):
+        pytest.skip(f"containerd {place.daemon.version} has no transfer service that speaks plain HTTP: 2.0 has")
     return daemon
 
 
@@ -104,11 +105,13 @@ def test_without_a_choice_the_daemon_pulls_when_it_can(place: Place, registry: R
     ref = registry.push(*several(), "app/any:1")
     before = len(registry.log())
     place.images.pull(ref)
-    agent = "containerd/" if place.daemon.version >= (1, 7) else "libctrd/"
+    agent = "containerd/" if place.daemon.version >= (2,) else "libctrd/"
     assert agent in registry.log()[before:]
-    if place.daemon.version < (1, 7):
-        with pytest.raises(UnsupportedError, match=r"could not pull the image .* through the daemon: .*too old"):
+    if place.daemon.version < (2,):
+        with pytest.raises(UnsupportedError, match=r"could not pull the image .* through .*: its? .*transfer service"):
             place.images.pull(ref, through_daemon=True)
+    with pytest.raises(UnsupportedError, match=r"takes certificates from its own configuration alone"):
+        place.images.pull(ref, through_daemon=True, ca="/etc/ssl/certs/ca-certificates.crt")
 
 
 # C26
@@ -188,3 +191,17 @@ def test_an_image_of_many_layers_comes_in_whole(place: Place, registry: Registry
     image = place.images.pull(ref, through_daemon=through_daemon)
     assert place.run(image, "/bin/sh", "-c", "ls /file* | wc -l 2>/dev/null || echo /file*").count("file") in (0, 20)
     assert len(place.content()) == 23
+
+
+# C26
+def test_progress_is_told_by_daemons_that_send_names_alone() -> None:
+    message = protos.message("containerd.types.transfer.Progress")
+    layer = "sha256:" + "1" * 64
+    steps: list[Progress] = []
+    watch = transfer._Watch(steps.append)
+    for event, done, total in (("waiting", 0, 0), ("downloading", 5, 10), ("downloading", 5, 10), ("complete", 10, 10)):
+        watch.told(message(event=event, name=f"layer-{layer}", progress=done, total=total))
+        watch.told(message(event=event, name=f"config-sha256:{'2' * 64}", progress=done, total=total))
+    watch.told(message(event="Pulling from somewhere"))
+    assert [(step.digest, step.done, step.total) for step in steps] == [(layer, 0, 0), (layer, 5, 10), (layer, 10, 10)]
+    assert watch.count == 6

@@ -224,8 +224,8 @@ LIES: dict[str, tuple[Callable[[], Layout], type[CtrdError], str]] = {
 def through_daemon(request: pytest.FixtureRequest, place: Place) -> bool:
     """Who fetches."""
     daemon: bool = request.param
-    if daemon and place.daemon.version < (1, 7):
-        pytest.skip(f"containerd {place.daemon.version} has no transfer service: it came with 1.7")
+    if daemon and place.daemon.version < (2,):
+        pytest.skip(f"containerd {place.daemon.version} has no transfer service that speaks plain HTTP: 2.0 has")
     return daemon
 
 
@@ -276,8 +276,8 @@ def test_a_blob_with_a_wrong_digest_is_refused(place: Place, serve: Serve, what:
 def test_what_the_daemon_is_told_is_an_error_of_the_family_too(
     place: Place, serve: Serve, where: str, code: int, kind: type[CtrdError]
 ) -> None:
-    if place.daemon.version < (1, 7):
-        pytest.skip(f"containerd {place.daemon.version} has no transfer service: it came with 1.7")
+    if place.daemon.version < (2,):
+        pytest.skip(f"containerd {place.daemon.version} has no transfer service that speaks plain HTTP: 2.0 has")
     fake = serve(big())
     fake.instead(where, status(code, {"Retry-After": "0"}))
     ref = fake.tag(fake.layout.entries[0], "app:1")
@@ -288,8 +288,8 @@ def test_what_the_daemon_is_told_is_an_error_of_the_family_too(
 
 # C26
 def test_a_body_that_stalls_for_the_daemon_is_a_deadline(place: Place, serve: Serve) -> None:
-    if place.daemon.version < (1, 7):
-        pytest.skip(f"containerd {place.daemon.version} has no transfer service: it came with 1.7")
+    if place.daemon.version < (2,):
+        pytest.skip(f"containerd {place.daemon.version} has no transfer service that speaks plain HTTP: 2.0 has")
     fake = serve(big())
     fake.instead(digest(BIG.data), stall(100_000))
     ref = fake.tag(fake.layout.entries[0], "app:1")
@@ -439,3 +439,16 @@ def test_a_pull_that_is_interrupted_leaves_nothing(place: Place, serve: Serve) -
     with pytest.raises(KeyboardInterrupt):
         pull(place, fake, progress=refuse)
     assert place.is_empty()
+
+
+# C26
+def test_a_proxy_is_used_as_the_environment_says_but_not_for_loopback(
+    place: Place, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = serve(simple())
+    pull(place, fake)
+    monkeypatch.setenv("http_proxy", f"http://{fake.host}")
+    place.images.pull("registry.example.org/app:1", through_daemon=False, insecure_http=True, timeout=5)
+    assert len(fake.asked("http://registry.example.org/v2/app/")) == 2, "the manifest and the config: the layer is here"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    pull(place, fake, "again:1")

@@ -70,11 +70,13 @@ class Http:
         wait = _FIRST_WAIT
         for attempt in range(1, ATTEMPTS + 1):
             answer: Any = None
+            silent = False
             try:
                 answer = self._follow(url, dict(headers or {}), doing)
             except _Broken as error:
                 if attempt == ATTEMPTS or not error.again:
                     raise error.told from error.__cause__
+                silent = isinstance(error.told, DeadlineError)
             if answer is not None and answer.status in good:
                 return answer
             if answer is not None and answer.status == 401 and not refused:
@@ -83,7 +85,8 @@ class Http:
                 continue
             if answer is not None and (answer.status not in _AGAIN or attempt == ATTEMPTS):
                 raise self._failure(answer, doing)
-            wanted = _retry_after(answer) if answer is not None else None
+            # After silence there was waiting enough.
+            wanted = _retry_after(answer) if answer is not None else (0.0 if silent else None)
             if answer is not None:
                 if wanted is not None and wanted > _MOST_WAIT:
                     raise self._failure(answer, doing)

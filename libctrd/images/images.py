@@ -179,16 +179,22 @@ class Images:
             return self._name(images, lease)
 
     def _name(self, images: Sequence[tuple[str, Descriptor]], lease: str) -> Listed:
-        """Names what has come in; if one name cannot be had, those given before it are taken back."""
-        done: list[str] = []
+        """Names what has come in. If one name cannot be had, those given before it stand for what they did before."""
+        records = []
+        before: list[tuple[str, Descriptor | None]] = []
         try:
-            records = []
             for full, root in images:
+                old = self._store.find(full)
+                if old is not None:  # not to be collected before it is known that all went well
+                    leases.hold(self._channel, lease, "content", old.digest)
                 records.append(self._store.put(full, root, {}, lease))
-                done.append(full)
+                before.append((full, old))
         except CtrdError:
-            for full in done:
-                self._store.remove(full)
+            for full, old in before:
+                if old is None:
+                    self._store.drop(full)
+                else:
+                    self._store.put(full, old, {}, lease)
             raise
         return [self._image(record) for record in records]
 
@@ -222,20 +228,26 @@ class Images:
         wanted = _platform(platform, all_platforms)
         name = reference.parse(ref)
         login = Login(name, credentials)
-        if through_daemon is None:
-            through_daemon = ca is None and transfer.offered(self._channel)
+        scheme = registry.scheme(name, insecure_http)
+        if through_daemon is not False:
+            lacking = (
+                transfer.lacks(self._channel, scheme)
+                if ca is None
+                else "it takes certificates from its own configuration alone (hosts.toml)"
+            )
+            if through_daemon and lacking:
+                raise UnsupportedError(
+                    f"could not pull the image {name} through containerd at {self._channel.address}: {lacking}: let "
+                    f"this process pull"
+                )
+            through_daemon = not lacking
         with leases.held(self._channel) as lease:
             source: Source
             if through_daemon:
-                if ca is not None:
-                    raise UnsupportedError(
-                        "a daemon takes its certificates from its own configuration (hosts.toml): pull without ca, or "
-                        "not through the daemon"
-                    )
                 root = transfer.fetch(
                     *(self._channel, name, lease, wanted),
                     login=login,
-                    insecure_http=insecure_http,
+                    scheme=scheme,
                     timeout=timeout,
                     progress=progress,
                 )

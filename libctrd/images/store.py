@@ -33,6 +33,13 @@ class Store:
         request = self._types.GetImageRequest(name=name)
         return self._channel.call(f"{_SERVICE}/Get", request, doing=f"find the image {name!r}").image
 
+    def find(self, name: str) -> Descriptor | None:
+        """What *name* stands for; ``None`` when there is no such name."""
+        try:
+            return descriptor_of(self.get(name))
+        except NotFoundError:
+            return None
+
     def put(self, name: str, target: Descriptor, labels: Mapping[str, str], lease: str) -> Any:
         """Has *name* stand for *target* from now on, whatever it stood for before; returns the record."""
         descriptor = protos.package("containerd.types").Descriptor(

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from libctrd import protos
-from libctrd.errors import CtrdError, DeadlineError, RuntimeFailedError, UnavailableError, UnsupportedError
-from libctrd.images import documents, leases
+from libctrd.errors import CtrdError, DeadlineError, RuntimeFailedError, UnavailableError
+from libctrd.images import leases
 from libctrd.images.documents import Descriptor
 from libctrd.images.intake import Progress, Report
 from libctrd.images.login import Login
 from libctrd.images.platforms import Platform
 from libctrd.images.reference import Reference
-from libctrd.images.registry import scheme
 from libctrd.images.store import Store, descriptor_of
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
 
 _TRANSFER: Final = "containerd.services.transfer.v1.Transfer/Transfer"
 _STREAM: Final = "containerd.services.streaming.v1.Streaming/Stream"
+_PLUGINS: Final = ("io.containerd.transfer.v1", "io.containerd.streaming.v1")
 _NAME: Final = "libctrd-pull-"
+_LAYER: Final = re.compile(r"layer-(?:.*@)?(sha256:[0-9a-f]{64})\Z")
 # The daemon's words for what a registry said; its code for all of these is UNKNOWN.
 _REGISTRY: Final = re.compile(
     r"x509|tls:|certificate|\b(?:401|403|429|5\d\d)\b|unauthorized|denied|forbidden|too many requests|dial |"
@@ -47,16 +48,23 @@ _REGISTRY: Final = re.compile(
 log = logging.getLogger(__name__)
 
 
-def offered(channel: Channel) -> bool:
-    """Whether the daemon has a transfer service, found out by a transfer of nothing from nowhere."""
-    request = protos.package("containerd.services.transfer.v1").TransferRequest()
-    try:
-        channel.call(_TRANSFER, request, doing="ask for the transfer service")
-    except UnsupportedError:
-        return False
-    except (RuntimeFailedError, ValueError):
-        return True  # it is there, and does not know what to do with that
-    return True
+def lacks(channel: Channel, scheme: str) -> str:
+    """What the daemon lacks to fetch from a registry that speaks *scheme* (``http``, ``https``); "" when it can.
+
+    Its plugins are asked, and not its service: 1.7 calls a service that it has, and a request that it does not
+    understand, by the same code.
+    """
+    filters = [f"type=={kind}" for kind in _PLUGINS]
+    request = protos.package("containerd.services.introspection.v1").PluginsRequest(filters=filters)
+    doing = "ask containerd for its transfer service"
+    plugins = channel.call("containerd.services.introspection.v1.Introspection/Plugins", request, doing=doing).plugins
+    if {plugin.type for plugin in plugins if not plugin.HasField("init_err")} < set(_PLUGINS):
+        return "it has no transfer service (that came with 1.7)"
+    empty = protos.message("google.protobuf.Empty")()
+    version = channel.call("containerd.services.version.v1.Version/Version", empty, doing="ask containerd its version")
+    if scheme == "http" and version.version.removeprefix("v").startswith("1."):
+        return "its transfer service speaks HTTPS alone (until 2.0)"
+    return ""
 
 
 def fetch(
@@ -66,19 +74,19 @@ def fetch(
     wanted: Platform | None,
     *,
     login: Login,
-    insecure_http: bool | None,
+    scheme: str,
     timeout: float,
     progress: Report | None,
 ) -> Descriptor:
     """Has the daemon fetch the image *name* for *wanted* (``None``: all platforms); returns its root descriptor.
 
-    All that came is under *lease*. Raises `UnsupportedError` when the daemon has no transfer service, `DeadlineError`
-    when nothing came for *timeout* seconds, `NotFoundError` or `UnavailableError` for what the registry said.
+    All that came is under *lease*. To be called when it `lacks` nothing. Raises `DeadlineError` when nothing came for
+    *timeout* seconds, `NotFoundError` or `UnavailableError` for what the registry said.
     """
     doing = f"pull the image {name} through the daemon"
     kinds, types = protos.package("containerd.types.transfer"), protos.package("containerd.types")
     # Said outright: a daemon's own choice for loopback is to try both, and it takes some answers for neither.
-    resolver = kinds.RegistryResolver(default_scheme=scheme(name, insecure_http))
+    resolver = kinds.RegistryResolver(default_scheme=scheme)
     target = f"{_NAME}{secrets.token_hex(8)}"
     expire = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + leases.DAY))
     store = kinds.ImageStore(name=target, labels={leases.EXPIRE_LABEL: expire})
@@ -134,18 +142,18 @@ class _Watch:
         self.count = 0
 
     def told(self, message: Any) -> None:
-        digest = message.desc.digest
-        event = (message.event, message.progress)
-        if not digest or self._done.get(digest) == event:
+        step = (message.event, message.progress)
+        if not message.name or self._done.get(message.name) == step:
             return
-        self._done[digest] = event
+        self._done[message.name] = step
         self.count += 1
-        if self._progress is None or message.desc.media_type not in documents.LAYERS:
+        layer = _LAYER.match(message.name)
+        if self._progress is None or layer is None:
             return
-        total = message.desc.size or message.total
+        total = max(message.desc.size, message.total, message.progress)  # 1.7 sends no descriptor, and a total late
         existed = message.event == "already exists"
-        done = total if existed or message.event in ("complete", "done") else min(message.progress, total)
-        self._progress(Progress(digest, "layer", done, total, existed))
+        done = total if existed or message.event == "complete" else message.progress
+        self._progress(Progress(layer[1], "layer", done, total, existed))
 
 
 def _answer(asked: Any, login: Login) -> Any:
