@@ -159,6 +159,14 @@ def absolute_source(mount: dict[str, Any], base: str) -> dict[str, Any]:
     return {**mount, "source": os.path.normpath(os.path.join(base, source))}
 
 
+def _real(path: str) -> str:
+    """*path* made absolute, with its symbolic links followed: runc refuses a root file system that is behind one."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a NUL: `validate` tells of that
+        return os.path.abspath(path)
+
+
 def default(
     args: Sequence[str] = ("sh",),
     rootfs: str | os.PathLike[str] = "rootfs",
@@ -179,7 +187,7 @@ def default(
 
     - *args*: the program and its arguments; *cwd*: its directory, absolute, in the container; *terminal*: it
       gets one.
-    - *rootfs*: the root file system, made absolute now; *read_only*: it cannot be written.
+    - *rootfs*: the root file system, made absolute now, without symbolic links; *read_only*: it cannot be written.
     - *env*: a mapping or ``NAME=value`` texts, over the default ``PATH`` (and ``TERM``, with a terminal).
     - *user*: ``"UID[:GID]"``, a uid or ``(uid, gid[, additional gids])``; root when not given.
     - *hostname*: the host's own when not given.
@@ -206,7 +214,7 @@ def default(
     if env is not None:
         variables.update(parse_env(env))
     try:
-        root = os.path.abspath(os.fspath(rootfs))
+        root = _real(os.fspath(rootfs))
     except TypeError as error:
         raise InvalidArgumentError(f"rootfs is a path, not {type(rootfs).__name__}") from error
     who = parse_user(0 if user is None else user)

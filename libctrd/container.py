@@ -427,12 +427,17 @@ class Container:
                     # Frozen by cgroup v1, it takes no SIGKILL until it is thawed. Another client may have frozen it
                     # since we looked; from the SIGKILL on nobody can.
                     if self.status == "paused":
-                        client._engine.resume(self.id)
+                        self._thaw()
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
                 self.wait()
         with client._locked(self.id):
             client._remove(self, force)
+
+    def _thaw(self) -> None:
+        """Resumes it for the SIGKILL that it was sent. Some runtimes have done so themselves, and say so."""
+        with contextlib.suppress(NotFoundError, InvalidArgumentError):
+            self._client._engine.resume(self.id)
 
     def clean_process(self, name: str) -> None:
         """Removes the three fifos of the process *name* and forgets it; an unknown name touches no file (C3).

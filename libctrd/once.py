@@ -16,7 +16,7 @@ from libctrd._checks import seconds_of
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine import connect
-from libctrd.errors import DeadlineError, ExitError, InvalidArgumentError, UnavailableError
+from libctrd.errors import ClosedError, DeadlineError, ExitError, InvalidArgumentError, UnavailableError
 from libctrd.stdio import INHERIT, NULL, PIPE, Choice, Stdin, Stdio, Stream
 
 
@@ -124,7 +124,8 @@ def _run(
         if timeout is not None:
             timer = reactor.shared().later(timeout, lambda: container._kill_late(late))
         if isinstance(container.stdin, Stdin) and input is not None:
-            with contextlib.suppress(UnavailableError):  # it read no more of it: its own business, as with subprocess
+            # It read no more of it, or ended meanwhile: its own business, as with subprocess.
+            with contextlib.suppress(UnavailableError, ClosedError):
                 container.stdin.write(input)
             container.stdin.close()
         status = container.wait()

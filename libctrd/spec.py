@@ -126,7 +126,8 @@ def resolve(spec: Spec, bundle: str | os.PathLike[str]) -> Spec:
     if isinstance(root, dict):
         path = root.get("path")
         if isinstance(path, str) and path and not path.startswith("/"):
-            changed["root"] = {**root, "path": os.path.normpath(os.path.join(base, path))}
+            # As the runtimes see it: they change into the bundle first, whatever symbolic links lead there.
+            changed["root"] = {**root, "path": os.path.normpath(os.path.join(os.path.realpath(base), path))}
     if isinstance(mounts, (list, tuple)):
         resolved = [absolute_source(mount, base) if isinstance(mount, dict) else mount for mount in mounts]
         if any(new is not old for new, old in zip(resolved, mounts, strict=True)):

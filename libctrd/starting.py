@@ -66,7 +66,7 @@ def launch(
             no_pivot_root=bool(os.environ.get(RAMDISK)),
             unattended=unattended,
             log=log_file,
-            attended=not init.streams.left_to_others,
+            attended=init.streams.takes_output,
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )
@@ -87,8 +87,7 @@ def launch(
                 log.warning("container %s could not be started, and not be cleaned: %s", container.id, left)
                 client._forget(container)
         else:
-            if not asked:
-                client._engine.unclaim(container._record)
+            client._engine.unclaim(container._record)
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
             told = f"{error}: {one_line(said)}"

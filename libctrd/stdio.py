@@ -270,6 +270,8 @@ class Streams:
         self.terminal = terminal
         if terminal and chosen[1] is NULL:  # a terminal's output must go somewhere
             self.chosen = (chosen[0], DETACHED, DETACHED)
+        self.takes_output = any(choice not in (NULL, DETACHED) for choice in self.chosen[1:])
+        """This process takes what is written, or some of it."""
         self.pipe = IOPipe(None, None, None, terminal)
         self.pumps: list[relay.Pump] = []
         self.delivering: dict[str, relay.Pump] = {}

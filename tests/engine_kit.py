@@ -50,10 +50,16 @@ class Place:
         self.address = f"local:{self.root}"
         self.options = ["--state-dir", self.root, *(["--runtime", runtime] if runtime else [])]
         """The global options of ctrd."""
+        self.argument = self.argument_as_passed = "--debug"
+        """One that the runtime takes (C1), and how its command line begins then."""
 
     def connect(self) -> Client:
         """A client of this place."""
         return libctrd.connect(self.address, runtime=self.runtime, namespace=self.namespace)
+
+    def watches(self, client: Client, id: str) -> bool:
+        """Will *client*, which has not started it, hear of the end of that container?"""
+        return id in client._engine._watches  # type: ignore[attr-defined]
 
     def leftovers(self) -> dict[str, list[str]]:
         """All that there still is of containers of this place."""
@@ -83,6 +89,12 @@ class ContainerdPlace(Place):
         self._base = os.path.join(default_daemon_dir(), store.identity(self._channel))
         self.root = os.path.join(self._base, self.namespace)
         _places[self.root] = self
+        self.argument = f"--root={self._runc_root}/own"
+        self.argument_as_passed = f"--root {self._runc_root}/own/{self.namespace} "
+
+    def watches(self, client: Client, id: str) -> bool:
+        """See `Place.watches`."""
+        return bool(client._engine._exits.known(id))  # type: ignore[attr-defined]
 
     def leftovers(self) -> dict[str, list[str]]:
         """See `Place.leftovers`. A shim, which ends by itself, has a moment for it."""
@@ -90,8 +102,8 @@ class ContainerdPlace(Place):
 
         def settled() -> bool:
             found.clear()
-            found.update({**on_host(self.root), **self._listed(), **left_on_host(self.daemon, self.namespace or "")})
-            found["runc roots here"] = os.listdir(self._runc_root) if os.path.isdir(self._runc_root) else []
+            found.update({**left_on_host(self.daemon, self.namespace or ""), **on_host(self.root), **self._listed()})
+            found["runc roots"] = [path for path, _, names in os.walk(self._runc_root) if "state.json" in names]
             return not found.get("shims") or any(found.get(what) for what in ("files", "tasks", "containers"))
 
         until(settled, f"the end of the shims {found.get('shims')}", MOMENT)

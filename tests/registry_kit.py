@@ -223,7 +223,8 @@ class _Quiet(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 class _Server:
@@ -259,6 +260,9 @@ Action = Callable[["_Handler"], bool]
 
 class _Handler(_Quiet):
     fake: Fake
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         fake = self.fake

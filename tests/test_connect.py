@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ import grpc
 import pytest
 from cli_kit import Ctrd
 from containerd_kit import Containerd
-from field_kit import census, more_than, need_root, refused, until
+from field_kit import WAIT, census, more_than, need_root, refused, until
 from peer_kit import Peer, as_nobody, peer
 
 import libctrd
@@ -127,7 +128,7 @@ def test_where_no_daemon_is(tmp_path: Path, make: Callable[[Path], None], words:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 @pytest.mark.parametrize("words", [HTTP, b"SSH-2.0-x\r\n", bytes(range(50)), b""], ids=["http", "ssh", "noise", "end"])
 def test_a_peer_that_speaks_something_else(peer: Peer, words: bytes) -> None:
     peer.says(words)
@@ -136,7 +137,7 @@ def test_a_peer_that_speaks_something_else(peer: Peer, words: bytes) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 def test_a_peer_that_is_silent(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
     with refused_in_time(DeadlineError, "says nothing: is it containerd, and is that stopped?", str(peer.path)):
@@ -151,7 +152,7 @@ def test_a_peer_with_no_room_for_a_connection(peer: Peer) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "grpc_is_up")
 def test_a_server_of_grpc_that_is_no_containerd(stranger: str) -> None:
     with refused_in_time(UnsupportedError, f"what listens at {stranger} is no containerd 1.x or 2.x"):
         libctrd.connect(stranger)
@@ -199,13 +200,19 @@ def test_an_address_that_names_no_socket(address: str) -> None:
 
 
 # C26
-@pytest.mark.usefixtures("no_state", "same_resources", "grpc_is_up")
+@pytest.mark.usefixtures("no_state", "same_resources")
 def test_a_daemon_that_is_stopped(new_containerd: Callable[[], Containerd], monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
     daemon = new_containerd()
     os.kill(daemon.pid, signal.SIGSTOP)
+    until(lambda: {state(thread) for thread in Path(f"/proc/{daemon.pid}/task").iterdir()} == {"T"})
     with refused_in_time(DeadlineError, "is it containerd, and is that stopped?", daemon.socket):
         libctrd.connect(daemon.address)
+
+
+def state(thread: Path) -> str:
+    """A letter; T is stopped (proc_pid_stat(5), field 3)."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -216,11 +223,10 @@ def failure(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """The one line with which ``ctrd --address A ARGS`` fails; it may make nothing where our directories would be."""
     place = tmp_path / "run"
     place.mkdir()
-    ctrd = Ctrd(os.fspath(tmp_path / "state"), "", None)
-    ctrd.program = [sys.executable, "-c", COMMAND, os.fspath(place)]
+    program = [sys.executable, "-c", COMMAND, os.fspath(place)]
 
     def fail(address: str, *args: str) -> str:
-        return Ctrd.failure(ctrd("--address", address, *args))
+        return Ctrd.failure(subprocess.run([*program, "--address", address, *args], timeout=WAIT, capture_output=True))
 
     yield fail
     assert os.listdir(place) == []

@@ -53,10 +53,36 @@ LAYERS = (
     ("handling",),
     ("client",),
     ("engine.ttrpc",),
-    ("engine.cgroups", "engine.shim", "engine.metrics", "engine.taskshim"),
-    ("engine.runtime", "engine.exitfile", "engine.exits", "engine.launch", "engine.pidfile", "engine.startmark"),
+    ("engine.cgroups", "engine.late", "engine.shim", "engine.metrics", "engine.taskio", "engine.taskshim"),
+    (
+        "engine.runtime",
+        "engine.exitfile",
+        "engine.exits",
+        "engine.launch",
+        "engine.operations",
+        "engine.pidfile",
+        "engine.startmark",
+    ),
     ("engine.runc", "engine.local", "engine.daemon"),
     ("engine.store", "engine.private"),
+    ("images.reference", "images.platforms", "images.compression", "images.documents"),
+    (
+        "images.content",
+        "images.layers",
+        "images.leases",
+        "images.login",
+        "images.snapshots",
+        "images.store",
+        "images.config",
+    ),
+    ("images.intake",),
+    ("images.archive", "images.http"),
+    ("images.naming", "images.registry"),
+    ("images.transfer",),
+    ("images", "images.images"),
+    ("engine.rootfs",),
+    ("engine.containerd",),
+    ("engine",),
     ("engine.rootfs",),
     ("engine.containerd",),
     ("engine",),
@@ -69,8 +95,8 @@ LAYER = {module: number for number, modules in enumerate(LAYERS) for module in m
 ROWS = [*range(1, 20), 28]
 
 # What `import libctrd` must not bring along, and what no public name needs: only the command and some engines do.
-UNWANTED = ("asyncio", "click", "google", "grpc", "multiprocessing", "rich", "subprocess")
-NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich")
+UNWANTED = ("asyncio", "click", "google", "grpc", "multiprocessing", "rich", "subprocess", "urllib3")
+NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich", "urllib3")
 
 
 def texts() -> dict[str, str]:

@@ -102,6 +102,15 @@ def test_the_exit_code_and_the_output_come_through(run: Run, rootfs: Path) -> No
     assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 7)
 
 
+def test_a_rootfs_or_bundle_behind_a_symbolic_link_runs(run: Run, place: Path, rootfs: Path) -> None:
+    link = place / f"link-{next(_number)}"
+    link.symlink_to(place)  # runc refuses a root.path with one in it
+    assert run(spec.default(["echo", "direct"], link / rootfs.name)).stdout == "direct\n"
+    document = spec.default(["echo", "bundle"])
+    document["root"]["path"] = rootfs.name
+    assert run(spec.resolve(document, link)).stdout == "bundle\n"
+
+
 def test_the_container_has_the_default_capabilities_and_cannot_gain_more(inside: Callable[..., str]) -> None:
     status = dict(line.split(":\t", 1) for line in inside("cat /proc/self/status").splitlines() if ":\t" in line)
     # capabilities(7): the numbers of the fourteen.

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from container_kit import WAIT, kill_shim, shims
+from engine_kit import Place
 from fifo_kit import Background, until
 
-import libctrd
 from libctrd import DETACHED, NULL, PIPE, handling
 from libctrd.client import Client
 from libctrd.container import Container
@@ -24,8 +24,8 @@ Make = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def other(state_dir: str, runtime: str) -> Iterator[Client]:
-    with libctrd.connect(f"local:{state_dir}", runtime=runtime) as client:
+def other(engine: Place) -> Iterator[Client]:
+    with engine.connect() as client:
         yield client
 
 
@@ -122,6 +122,7 @@ def test_a_clean_that_comes_before_the_event_of_the_exit_swallows_no_exit(
     assert told == ["start-container", "exit"]
 
 
+@pytest.mark.local("it is about the shim")
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 def test_a_container_without_its_shim_can_be_signalled_and_cleaned_by_force(
     client: Client, other: Client, spec: Make, state_dir: str, paused: bool
@@ -180,11 +181,12 @@ def test_a_wait_that_comes_too_late_is_refused_and_never_hangs(
         watch(id)
 
     monkeypatch.setattr(engine, "watch", watch_late)
-    with pytest.raises(NotFoundError, match="removed"):
+    with pytest.raises(NotFoundError, match=r"removed|there is no container"):
         late.wait(WAIT)
     close_output(container)
 
 
+@pytest.mark.local("it is about the shim")
 def test_a_wait_ends_when_the_shim_and_the_directory_are_taken_away(
     client: Client, other: Client, spec: Make, state_dir: str
 ) -> None:  # C28
@@ -203,17 +205,15 @@ def test_a_wait_ends_when_the_shim_and_the_directory_are_taken_away(
     close_output(container)
 
 
-def test_many_watchers_all_get_the_code_though_it_is_cleaned_at_once(
-    client: Client, spec: Make, state_dir: str
-) -> None:
+def test_many_watchers_all_get_the_code_though_it_is_cleaned_at_once(client: Client, engine: Place, spec: Make) -> None:
     """C28, podman 527: a wait that began before the cleaning always gets its answer."""
     for n in range(5):
         container = client.create("web", spec(f"read x; exit {n}"))
         container.start(PIPE)
-        clients = [libctrd.connect(f"local:{state_dir}") for _ in range(20)]
+        clients = [engine.connect() for _ in range(20)]
         seen = [each.get("web") for each in clients]
         waits = [Background(each.wait, WAIT) for each in seen]
-        until(lambda clients=clients: all(c._engine._watches for c in clients), "every watch")
+        until(lambda clients=clients: all(engine.watches(c, "web") for c in clients), "every watch")
         assert container.stdin is not None
         container.stdin.close()
         assert container.wait(WAIT).code == n

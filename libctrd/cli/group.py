@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "ps": "List containers.",
     "inspect": "Show all that is known of containers, as JSON.",
     "rm": "Remove containers that have ended or never started.",
+    "images": "List, import, pull and remove images.",
     "spec": "Print a spec to begin with, or check one.",
     "info": "Show the engine and its OCI runtime.",
     "version": "Show the version of ctrd.",

@@ -45,10 +45,10 @@ def _row(info: ContainerInfo, now: datetime) -> tuple[str, ...]:
     if info.exit is not None:
         code = str(info.exit.code) if info.exit.known else "unknown"
         status += f" ({code}{', out of memory' if info.exit.oom_killed else ''})"
-    return info.id, status, str(info.pid or "-"), _ago((now - info.created_at).total_seconds()), info.runtime
+    return info.id, status, str(info.pid or "-"), ago((now - info.created_at).total_seconds()), info.runtime
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     """How long ago that is, in the largest unit of which it is two or more."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

@@ -152,7 +152,7 @@ class Engine(Protocol):
         """
 
     def unclaim(self, record: Record) -> None:
-        """That start came to nothing before `create` was asked: the container waits to be started as before."""
+        """That start came to nothing: the container waits to be started as before."""
 
     def create(self, request: CreateRequest) -> int:
         """Creates and starts it; returns the system pid of ``init``, 0 if it is not listed (C6)."""

@@ -17,10 +17,11 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, metrics, runc, startmark, store
+from libctrd.engine import cgroups, exitfile, late, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
+from libctrd.engine.operations import CREATE_SECONDS, Operations
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
     CtrdError,
@@ -30,10 +31,9 @@ from libctrd.errors import (
     RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
-    from_os_error,
 )
 from libctrd.reactor import Reactor
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats, Status
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Status
 
 if TYPE_CHECKING:
     from libctrd.engine.daemon import Daemon
@@ -42,16 +42,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("libctrd")
 
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
-CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
 _STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
 
 
-class ContainerdEngine:
+class ContainerdEngine(Operations):
     """Containers of the namespace of *channel*. *base* is our directory for that daemon; *runtime* for those that name
     none; *daemon* is the containerd itself when it is one of ours.
     """
@@ -61,23 +59,22 @@ class ContainerdEngine:
     ) -> None:
         self.address = f"containerd:{daemon.directory}" if daemon is not None else channel.address
         self._daemon = daemon
-        self._channel = channel
+        super().__init__(channel)
         self.root = directory.check_state_dir(os.path.join(base, channel.namespace))
         self._runc_root = os.path.join(base, ".runc")
         self._default_runtime = runtime
         self._sink: Sink = lambda event: None
-        self._exits = Exits(channel, reactor, self._is_back, self._keep)
+        self._late = late.Late(self._delete_late)
+        self._exits = Exits(channel, reactor, self._late.hurry, self._keep)
         self._exits.sink = self._tell
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
-        # Guards the two tables: the records of what this client made, for what is asked of each of them again and
-        # again; and what is to be deleted as soon as containerd is back.
+        # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
+        # the cgroup of each whose end is to be told, and those of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
-        self._late: set[str] = set()
-
-    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
-        return self._channel.call(method, request, doing=doing, timeout=timeout)
+        self._cgroups: dict[str, str] = {}
+        self._oom: set[str] = set()
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -124,7 +121,9 @@ class ContainerdEngine:
             return self._without_task(id)
         status = _STATUS.get(process.status, "stopped")
         if status == "stopped":
-            return Snapshot(status, exit=self._with_oom(id, exit_status(process.exit_status, process.exited_at)))
+            how = exit_status(process.exit_status, process.exited_at)
+            oom_killed = cgroups.oom_kills(self.record(id).cgroup) > 0
+            return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
 
     def _process(self, id: str, exec_id: str = "") -> Any:
@@ -153,6 +152,9 @@ class ContainerdEngine:
             mark = cgroups.mark(self.root)
             path = f"system.slice:ctrd-{mark}:{id}" if runtime.systemd_cgroup else f"/ctrd-{mark}-{id}"
             spec = {**spec, "linux": {**linux, "cgroupsPath": path}}
+        process = spec.get("process")
+        if process and process.get("oomScoreAdj") is None:  # else it would have the shim's, which is containerd's
+            spec = {**spec, "process": {**process, "oomScoreAdj": 0}}
         if not wanted.has_rootfs:
             spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
         record = Record(
@@ -177,9 +179,13 @@ class ContainerdEngine:
 
     def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`."""
-        self._delete_late(record.id)
+        self._late.settle(record.id)
         with self._rootfs.prepared(record) as lease:
-            self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            try:
+                self._store.add(record, self._runtime(record), config, record.snapshotter, lease)
+            except (UnavailableError, DeadlineError):
+                self._late.add(record.id, record)  # it may be there all the same: only the answer is missing
+                raise
         with self._lock:
             self._records[record.id] = record
 
@@ -203,7 +209,7 @@ class ContainerdEngine:
         """See `Engine.create`."""
         record = request.record
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
-        stdin, stdout, stderr = self._stdio(request)
+        stdin, stdout, stderr = taskio.of_start(request)
         package = protos.package("containerd.services.tasks.v1")
         task = package.CreateTaskRequest(
             container_id=record.id,
@@ -216,48 +222,23 @@ class ContainerdEngine:
         )
         # Without a reader the shim would wait for one: it opens stdout, then stderr, each until somebody has come.
         try:
-            with _read_ends(stdout, stderr):
+            with taskio.read_ends(stdout, stderr):
                 reply = self._failing(f"{TASKS}/Create", task, f"create container {record.id!r}", CREATE_SECONDS)
         except RuntimeFailedError as error:
             if isinstance(error.__cause__, NotFoundError):
                 self._store.record(record.id)  # raises when it is the container that is not there
             raise
+        self._know_cgroup(record)
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
-        pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        try:
+            pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
+        except BaseException:
+            with contextlib.suppress(CtrdError):  # the error of the start is what counts
+                self._delete_task(record.id, force=True)
+            raise
         assert isinstance(pid, int)
         return pid
-
-    def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
-        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
-        try:
-            return self._call(method, request, doing, timeout)
-        except (InvalidArgumentError, NotFoundError) as error:
-            raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
-
-    def _stdio(self, request: CreateRequest) -> tuple[str, str, str]:
-        """The paths of stdin, stdout and stderr for the shim, which is told what becomes of them when nobody reads."""
-        stdin, stdout, stderr = request.stdin, request.stdout, request.stderr
-        if request.unattended == "hold":
-            return stdin, stdout, "" if request.record.terminal else stderr
-        if request.attended:
-            raise UnsupportedError(
-                f"the containerd engine cannot {request.unattended} output once its reader has gone: "
-                "say unattended='hold', or start it with stdio=DETACHED"
-            )
-        if request.auto_remove:
-            raise UnsupportedError(
-                "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
-            )
-        if request.unattended == "discard":
-            sink = os.devnull
-        elif request.record.terminal:
-            raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
-        else:
-            import urllib.parse  # the rare case; it takes milliseconds
-
-            sink = "file://" + urllib.parse.quote(request.log)
-        return stdin, sink if stdout else "", sink if stderr and not request.record.terminal else ""
 
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
@@ -265,19 +246,20 @@ class ContainerdEngine:
         if name == id:
             raise InvalidArgumentError(f"a process of container {id!r} cannot have the name of the container")
         package = protos.package("containerd.services.tasks.v1")
+        stdin, stdout, stderr = taskio.names(request.stdin, request.stdout, request.stderr, request.terminal)
         what = package.ExecProcessRequest(
             container_id=id,
             exec_id=name,
-            stdin=request.stdin,
-            stdout=request.stdout,
-            stderr="" if request.terminal else request.stderr,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             terminal=request.terminal,
             spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
         self._exits.add(id, name, 0)
         try:
-            with _read_ends(request.stdout, request.stderr):
+            with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
                 pid = self._failing(f"{TASKS}/Start", start, f"start process {name!r} of container {id!r}").pid
             self._exits.started(id, name, pid)
@@ -299,68 +281,60 @@ class ContainerdEngine:
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
+            self._know_cgroup(self.record(id))
             self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
         else:
             self._exits.start()
 
     def _tell(self, event: Event) -> None:
-        """Called by a thread that must not wait: hands on what happened."""
-        if event.type == "exit" and event.process == INIT and event.status is not None:
-            event = msgspec.structs.replace(event, status=self._with_oom(event.id, event.status))
+        """Called by a thread that must not wait: hands on what happened.
+
+        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
+        cgroup knows: so it is told once, and by then.
+        """
+        id = event.id
+        if event.type == "oom":
+            if self._is_first_oom(id):
+                self._sink(event)
+            return
+        if event.type == "exit" and event.process == INIT:
+            with self._lock:
+                cgroup = self._cgroups.pop(id, "")
+            if event.status is not None and cgroups.oom_kills(cgroup):
+                event = msgspec.structs.replace(event, status=msgspec.structs.replace(event.status, oom_killed=True))
+                if self._is_first_oom(id):
+                    self._sink(Event(id, "oom"))
+            with self._lock:
+                self._oom.discard(id)
         self._sink(event)
 
-    def _with_oom(self, id: str, status: ExitStatus) -> ExitStatus:
-        """containerd tells of memory that ran out at its leisure, maybe after the exit; the cgroup knows by now."""
+    def _is_first_oom(self, id: str) -> bool:
         with self._lock:
-            record = self._records.get(id)
-        if status.code != 128 + SIGKILL or record is None or not cgroups.oom_kills(record.cgroup):
-            return status
-        return msgspec.structs.replace(status, oom_killed=True)
+            first = id not in self._oom
+            self._oom.add(id)
+            return first
+
+    def _know_cgroup(self, record: Record) -> None:
+        """From now on until its end is told, its cgroup can be asked for memory that ran out."""
+        with self._lock:
+            self._cgroups[record.id] = record.cgroup
+            self._oom.discard(record.id)
 
     def _keep(self, id: str, status: ExitStatus) -> None:
         """A shim has told it while containerd is away, which may forget it before it is back."""
         exitfile.write(os.path.join(self.root, id), status)
 
-    def _is_back(self) -> None:
-        """containerd was away and is back: what it should have deleted meanwhile is deleted."""
-        with self._lock:
-            late = list(self._late)
-        for id in late:
-            try:
-                self._delete_late(id)
-            except CtrdError as error:
-                log.warning("container %s has ended and could not be deleted: %s", id, error)
-
-    def _delete_late(self, id: str) -> None:
-        with self._lock:
-            if id not in self._late:
-                return
+    def _delete_late(self, id: str, record: Record | None) -> None:
+        """What `delete` or `reserve` could not do while containerd was away. An id may name another's by then."""
+        if record is not None:
+            with contextlib.suppress(NotFoundError):
+                if self._store.record(id) != record:
+                    return
+            with self._lock:
+                self._records[id] = record
         self._delete(id, force=True)
-        with self._lock:
-            self._late.discard(id)
 
     # ---- requests ------------------------------------------------------------------------------------------------
-
-    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
-        """See `Engine.signal`."""
-        request = protos.message("containerd.services.tasks.v1.KillRequest")(
-            container_id=id, exec_id=_exec_id(process), signal=number, all=everyone
-        )
-        self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
-
-    def close_stdin(self, id: str, process: str) -> None:
-        """See `Engine.close_stdin`."""
-        request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
-            container_id=id, exec_id=_exec_id(process), stdin=True
-        )
-        self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
-
-    def resize(self, id: str, process: str, width: int, height: int) -> None:
-        """See `Engine.resize`."""
-        request = protos.message("containerd.services.tasks.v1.ResizePtyRequest")(
-            container_id=id, exec_id=_exec_id(process), width=width, height=height
-        )
-        self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
 
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
@@ -372,43 +346,12 @@ class ContainerdEngine:
         """See `Engine.resume`."""
         self._exits.subscribed()
         request = protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id)
-        self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
-
-    def pids(self, id: str) -> list[int]:
-        """See `Engine.pids`."""
-        request = protos.message("containerd.services.tasks.v1.ListPidsRequest")(container_id=id)
-        found = self._call(f"{TASKS}/ListPids", request, f"list the processes of container {id!r}").processes
-        return sorted(process.pid for process in found)
-
-    def stats(self, id: str) -> Stats:
-        """See `Engine.stats`."""
-        request = protos.message("containerd.services.tasks.v1.MetricsRequest")(filters=[f"id=={ids.check(id)}"])
-        found = self._call(f"{TASKS}/Metrics", request, f"measure container {id!r}").metrics
-        if not found:
-            raise NotFoundError(f"container {id!r} is not running any more")
-        return metrics.stats(found[0])
-
-    def update(self, id: str, resources: dict[str, Any]) -> None:
-        """See `Engine.update`."""
-        request = protos.message("containerd.services.tasks.v1.UpdateTaskRequest")(
-            container_id=id, resources=protos.any(RESOURCES, msgspec.json.encode(resources))
-        )
-        self._failing(f"{TASKS}/Update", request, f"change the limits of container {id!r}")
-
-    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
-        """See `Engine.checkpoint`."""
-        options = protos.message("containerd.runc.v1.CheckpointOptions")(
-            exit=not leave_running,
-            open_tcp=True,
-            external_unix_sockets=True,
-            empty_namespaces=["network"],
-            image_path=path,
-        )
-        request = protos.message("containerd.services.tasks.v1.CheckpointTaskRequest")(
-            container_id=id,
-            options=protos.any("containerd.runc.v1.CheckpointOptions", options.SerializeToString()),
-        )
-        self._failing(f"{TASKS}/Checkpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS)
+        try:
+            self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
+        except RuntimeFailedError as error:
+            if "not paused" in str(error):
+                raise InvalidArgumentError(f"container {id!r} is not paused: there is nothing to resume") from error
+            raise
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -425,25 +368,28 @@ class ContainerdEngine:
             self._delete(id, force)
         except (UnavailableError, DeadlineError) as error:
             log.warning("container %s is deleted once containerd is back: %s", id, error)
-            with self._lock:
-                self._late.add(id)
+            self._late.add(id, self._records.get(id))
 
     def _delete(self, id: str, force: bool) -> None:
         """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
-        if force:
-            self._end(id)
-        self._exits.forget(id)
-        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
-        with contextlib.suppress(NotFoundError):
-            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
-        with self._lock:
-            record = self._records.pop(id, None)
+        self._delete_task(id, force)
+        record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
                 record = self.record(id)
         self._store.remove(id)
         if record is not None:
             self._rootfs.remove(record)
+        with self._lock:
+            self._records.pop(id, None)
+
+    def _delete_task(self, id: str, force: bool) -> None:
+        if force:
+            self._end(id)
+        self._exits.forget(id)
+        task = protos.message("containerd.services.tasks.v1.DeleteTaskRequest")(container_id=id)
+        with contextlib.suppress(NotFoundError):
+            self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
 
     def _end(self, id: str) -> None:
         """Kills whatever runs in the container, and returns when it has ended."""
@@ -462,8 +408,10 @@ class ContainerdEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._late.stop()
         self._exits.close()
         self._channel.close()
+        self._late.join()
         if self._daemon is not None:
             self._daemon.close()
 
@@ -472,23 +420,3 @@ class ContainerdEngine:
         if self._daemon is None:
             raise UnsupportedError(f"the containerd at {self.address} is not ours to stop: whoever started it can")
         self._daemon.stop()
-
-
-def _exec_id(process: str) -> str:
-    return "" if process == INIT else process
-
-
-@contextlib.contextmanager
-def _read_ends(*paths: str) -> Any:
-    """Holds a read end of each fifo open: containerd's shim holds both from its own open on."""
-    held = []
-    try:
-        for path in paths:
-            if path.startswith("/"):
-                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        yield
-    except OSError as error:
-        raise from_os_error(error, f"open the fifos {paths!r} for reading") from error
-    finally:
-        for fd in held:
-            os.close(fd)

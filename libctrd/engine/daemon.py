@@ -242,13 +242,11 @@ class Daemon:
         self._remove_sockets()
         self._kind.prepare(self.directory)
         self._before_start(self._kind.ended(self.directory))
-        pid = launch.launch(
+        ref, pidfd = launch.launch(
             [program, *arguments], pid_file=self.pid_file, log_file=self.log_file, lock=lock, live_on=self._live_on
         )
-        pidfd = proc.pidfd_open(pid)
         try:
-            ref = proc.ProcessRef.of(pid)
-            self._await_answer(pid, pidfd, START_SECONDS)
+            self._await_answer(ref.pid, pidfd, START_SECONDS)
             return ref
         except BaseException:
             with contextlib.suppress(NotFoundError):

@@ -16,6 +16,7 @@ the wait, so nothing falls between.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -296,9 +297,11 @@ class Exits:
                     shim.close()
                     continue
                 live.shim = shim
-            self._reactor.watch(shim.fileno(), lambda _, live=live, shim=shim: self._shim_says(live, shim))  # type: ignore[misc]
+                # Within the lock, so that nobody closes it before it is watched.
+                says = functools.partial(self._shim_says, live, shim)
+                self._reactor.watch(shim.fileno(), says)
 
-    def _shim_says(self, live: Live, shim: taskshim.Watch) -> None:
+    def _shim_says(self, live: Live, shim: taskshim.Watch, _: int) -> None:
         """Called by the reactor. A shim that only goes has told nothing: then containerd is asked, once it is back."""
         status = None
         try:

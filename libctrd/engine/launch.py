@@ -45,8 +45,12 @@ def program(name: str, package: str) -> str:
     return path
 
 
-def launch(command: list[str], *, pid_file: str, log_file: str, lock: int, live_on: bool) -> int:
-    """Starts *command*, which writes its pid file before it is itself; returns its pid. The reactor will reap it.
+def launch(
+    command: list[str], *, pid_file: str, log_file: str, lock: int, live_on: bool
+) -> tuple[proc.ProcessRef, int]:
+    """Starts *command*, which writes its pid file before it is itself; the reactor will reap it.
+
+    Returns what it is, and a pidfd of it for the caller to close.
 
     Until the pid file is written it holds the descriptor *lock* too. Unless it is to *live_on* the kernel kills it when
     this process ends.
@@ -66,8 +70,9 @@ def launch(command: list[str], *, pid_file: str, log_file: str, lock: int, live_
         pid = proc.spawn(argv, fds=fds, env=env, new_session=True) if live_on else _spawn_mortal(argv, fds, env)
     finally:
         os.close(output)
-    _reap_later(pid)
-    return pid
+    ref, pidfd = proc.ProcessRef.of(pid), proc.pidfd_open(pid)  # before anybody may reap it
+    _reap_later(os.dup(pidfd))
+    return ref, pidfd
 
 
 def _spawn_mortal(argv: list[str], fds: dict[int, int], env: dict[str, str]) -> int:
@@ -97,8 +102,8 @@ def _spawn_mortal(argv: list[str], fds: dict[int, int], env: dict[str, str]) -> 
     return outcome[0]
 
 
-def _reap_later(pid: int) -> None:
-    pidfd = proc.pidfd_open(pid)  # our child and not reaped, so its pid is nobody else's yet
+def _reap_later(pidfd: int) -> None:
+    """Has the reactor reap the child of *pidfd*, and close that, whenever it ends."""
 
     def reap(_: int) -> None:
         reactor.shared().unwatch(pidfd)

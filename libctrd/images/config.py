@@ -53,7 +53,10 @@ def to_spec(settings: Settings, args: Sequence[str] | None, accounts: Ask, image
     if user is None:
         user = settings.user or ""
     if isinstance(user, str):
-        user = resolve(user, accounts, image)
+        uid, gid, gids = resolve(user, accounts, image)
+        rootless = more.get("rootless")
+        # Without root on the host there is one group and no way to set others.
+        user = (uid, gid, [] if rootless or (rootless is None and os.geteuid() != 0) else gids)
     made = spec.default(words, "rootfs", env=env, user=user, **more)
     made["root"]["path"] = "rootfs"
     if settings.stop_signal:
@@ -70,8 +73,9 @@ def _variables(env: Mapping[str, str] | Iterable[str] | None) -> dict[str, str]:
 def resolve(user: str, accounts: Ask, image: str) -> tuple[int, int, list[int]]:
     """The uid, gid and additional gids for *user*: "", ``NAME``, ``UID``, each with ``:GROUP`` or ``:GID`` or without.
 
-    As Docker does it: without a group it is the user's own of passwd (0 for a uid that is not in there), and the
-    additional groups are those that list the user, as long as no group was given. Raises `NotFoundError` for a name
+    As Docker does it: without a group it is the user's own of passwd (0 for a uid that is not in there). The group
+    itself is the first of the additional ones, since a process could otherwise drop it and get past a file's "not for
+    this group"; with it come those that list the user, as long as no group was given. Raises `NotFoundError` for a name
     that is not there, `UnsupportedError` when the image's files cannot be read from here and a name needs them.
     """
     name, colon, group = user.partition(":")
@@ -90,9 +94,10 @@ def resolve(user: str, accounts: Ask, image: str) -> tuple[int, int, list[int]]:
         name = "0" if name == "root" else name
     uid, gid, login = _find_user(name or "0", known, image)
     if group:
-        return uid, _find_group(group, known, image), []
+        gid = _find_group(group, known, image)
+        return uid, gid, [gid]
     more = [number for _, number, members in _groups(known) if login and login in members and number != gid]
-    return uid, gid, more
+    return uid, gid, [gid, *more]
 
 
 def _number(text: str) -> bool:

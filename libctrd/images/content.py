@@ -62,17 +62,16 @@ class Content:
             return None
 
     def read(self, digest: str, size: int) -> Iterator[bytes]:
-        """The *size* bytes of the blob *digest*, piece by piece. Raises `NotFoundError` when it is not there."""
-        if size == 0:  # the store refuses to read nothing
-            return
+        """The *size* bytes of the blob *digest*, piece by piece. Raises `NotFoundError` when it is not there.
+
+        Each piece is a call of its own: of one call for all, gRPC would take in ahead of us, and keep, megabytes.
+        """
         doing = f"read the blob {short(digest)} from the content store"
-        request = self._types.ReadContentRequest(digest=digest)
-        call = self._channel.stream(f"{_SERVICE}/Read", request, doing=doing, timeout=_PATIENCE + size / _SLOWEST)
-        try:
-            for answer in call:
+        for offset in range(0, size, FRAME):
+            wanted = min(FRAME, size - offset)  # never 0, which means "to the end"
+            request = self._types.ReadContentRequest(digest=digest, offset=offset, size=wanted)
+            for answer in self._channel.stream(f"{_SERVICE}/Read", request, doing=doing, timeout=_PATIENCE):
                 yield answer.data
-        finally:
-            call.cancel()
 
     def document(self, descriptor: Descriptor, what: str) -> bytes:
         """The document that *descriptor* is of, whole, with its digest checked."""

@@ -17,6 +17,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
 
+import libctrd
 from libctrd.errors import (
     CancelledError,
     CtrdError,
@@ -86,7 +87,7 @@ class Http:
             if answer is not None:
                 if wanted is not None and wanted > _MOST_WAIT:
                     raise self._failure(answer, doing)
-                answer.release_conn()
+                self.finish(answer)
             if self._stop.wait(wait if wanted is None else wanted):
                 raise CancelledError(f"could not {doing}: it was given up")
             wait *= 2
@@ -105,6 +106,16 @@ class Http:
         if len(data) > most:
             raise InvalidArgumentError(f"could not {doing}: it has more than {most} bytes")
         return data
+
+    def finish(self, answer: Any) -> None:
+        """Lets go of an answer whose body does not matter: the connection can be used again if little is left of it."""
+        try:
+            if len(answer.read(_ERROR_TEXT, decode_content=False)) < _ERROR_TEXT:
+                answer.release_conn()
+                return
+        except (urllib3.exceptions.HTTPError, OSError):
+            pass  # it could not: a new one will
+        answer.close()
 
     def chunk(self, answer: Any, size: int, doing: str) -> bytes:
         """Up to *size* bytes more of the body; b"" at the end. Raises `Interrupted` when the connection broke."""
@@ -154,7 +165,7 @@ class Http:
             if answer.status not in (301, 302, 303, 307, 308):
                 return answer
             target = urljoin(url, answer.headers.get("Location", ""))
-            answer.release_conn()
+            self.finish(answer)
             parts = urlsplit(target)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise UnavailableError(f"could not {doing}: registry {self._host} redirects to {target!r}")
@@ -168,9 +179,10 @@ class Http:
     def _request(self, url: str, headers: Mapping[str, str], doing: str) -> Any:
         if self._stop.is_set():
             raise CancelledError(f"could not {doing}: it was given up")
+        agent = {"User-Agent": f"libctrd/{libctrd.__version__}"}
         try:
             return self._pool.request(
-                "GET", url, headers=dict(headers), preload_content=False, redirect=False, retries=False
+                "GET", url, headers={**agent, **headers}, preload_content=False, redirect=False, retries=False
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._broken(error, doing) from error
@@ -207,19 +219,15 @@ class Http:
     def _failure(self, answer: Any, doing: str) -> CtrdError:
         status = answer.status
         text = self._said(answer)
-        said = f" ({text})" if text else ""
+        said, more = (f" ({text})", f", {text}") if text else ("", "")
         if status in (401, 403):
             kind, what = UnavailableError, f"refuses with {status}{said}: give credentials that may read it, or log in"
         elif status == 404:
-            return NotFoundError(
-                f"could not {doing}: registry {self._host} does not have it (404{said and f', {text}'})"
-            )
+            return NotFoundError(f"could not {doing}: registry {self._host} has no such thing (404{more})")
         elif status == 429:
             again = _retry_after(answer)
-            kind = UnavailableError
-            what = f"takes no more requests for now (429{said and f', {text}'}): try again " + (
-                f"in {again:.0f} s" if again else "later"
-            )
+            when = f"in {again:.0f} s" if again else "later"
+            kind, what = UnavailableError, f"takes no more requests for now (429{more}): try again {when}"
         elif status >= 500:
             kind, what = UnavailableError, f"fails with {status}{said}: try again later"
         else:
@@ -247,14 +255,14 @@ class Http:
             kind, _, rest = challenge.partition(" ")
             fields = {name.lower(): quoted or plain for name, quoted, plain in _CHALLENGE.findall(rest)}
             if kind.lower() == "bearer" and fields.get("realm"):
-                answer.release_conn()
+                self.finish(answer)
                 authorization = f"Bearer {self._token(fields, doing)}"
                 break
             if kind.lower() == "basic":
                 pair = self._login.credentials()
                 if pair is None:
                     raise self._failure(answer, doing)
-                answer.release_conn()
+                self.finish(answer)
                 authorization = _basic(pair)
                 break
         else:

@@ -112,8 +112,9 @@ class Registry:
             whole = True
         finally:
             if whole:
-                answer.drain_conn()
-            answer.close()
+                self._http.finish(answer)
+            else:
+                answer.close()
 
     def interrupt(self) -> None:
         """Ends what other threads read."""
@@ -131,11 +132,10 @@ def _range_from(answer: Any, offset: int) -> bool:
     return (answer.headers.get("Content-Range") or "").startswith(f"bytes {offset}-")
 
 
-def base_url(name: Reference, insecure_http: bool | None) -> str:
-    """Where the registry of *name* is spoken to."""
-    host = _HUB if name.host == DEFAULT_HOST else name.host
-    plain = is_loopback(urlsplit(f"//{host}").hostname or "") if insecure_http is None else insecure_http
-    return f"{'http' if plain else 'https'}://{host}"
+def scheme(name: Reference, insecure_http: bool | None) -> str:
+    """How the registry of *name* is spoken to: ``http`` where that is asked for, and by default for loopback."""
+    plain = is_loopback(urlsplit(f"//{name.host}").hostname or "") if insecure_http is None else insecure_http
+    return "http" if plain else "https"
 
 
 @contextmanager
@@ -152,7 +152,8 @@ def opened(
     if insecure_http and ca is not None:
         raise InvalidArgumentError("insecure_http and ca do not go together: plain HTTP has no certificates")
     plain = False if ca is not None else insecure_http
-    http = Http(base_url(name, plain), name.host, f"repository:{name.path}:pull", login, ca, timeout)
+    where = _HUB if name.host == DEFAULT_HOST else name.host
+    http = Http(f"{scheme(name, plain)}://{where}", name.host, f"repository:{name.path}:pull", login, ca, timeout)
     try:
         yield Registry(name, http)
     except CtrdError:

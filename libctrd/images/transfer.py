@@ -29,6 +29,7 @@ from libctrd.images.intake import Progress, Report
 from libctrd.images.login import Login
 from libctrd.images.platforms import Platform
 from libctrd.images.reference import Reference
+from libctrd.images.registry import scheme
 from libctrd.images.store import Store, descriptor_of
 
 if TYPE_CHECKING:
@@ -76,9 +77,8 @@ def fetch(
     """
     doing = f"pull the image {name} through the daemon"
     kinds, types = protos.package("containerd.types.transfer"), protos.package("containerd.types")
-    resolver = kinds.RegistryResolver()
-    if insecure_http is not None:
-        resolver.default_scheme = "http" if insecure_http else "https"
+    # Said outright: a daemon's own choice for loopback is to try both, and it takes some answers for neither.
+    resolver = kinds.RegistryResolver(default_scheme=scheme(name, insecure_http))
     target = f"{_NAME}{secrets.token_hex(8)}"
     expire = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + leases.DAY))
     store = kinds.ImageStore(name=target, labels={leases.EXPIRE_LABEL: expire})

@@ -1,0 +1,108 @@
+"""What can be asked of a container of containerd while it runs: calls to its task, one each, that keep no state here.
+
+An engine is made of them and of what has an order and a memory: starts, ends, events (``containerd.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from libctrd import ids, protos
+from libctrd.engine import metrics
+from libctrd.engine.channel import Channel
+from libctrd.engine.exits import TASKS
+from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
+from libctrd.state import INIT, Stats
+
+RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+CREATE_SECONDS = 35.0  # the shim itself gives up after 30
+
+_ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
+"""How a shim refuses what would need a running process."""
+
+
+class Operations:
+    """The requests of an engine over *channel* that are a call each."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
+        try:
+            return self._channel.call(method, request, doing=doing, timeout=timeout)
+        except RuntimeFailedError as error:
+            if _ENDED.search(str(error)):  # a shim has no code for that either
+                raise NotFoundError(f"could not {doing}: it has ended") from error
+            raise
+
+    def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
+        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
+        try:
+            return self._call(method, request, doing, timeout)
+        except (InvalidArgumentError, NotFoundError) as error:
+            raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
+        """See `Engine.signal`."""
+        request = protos.message("containerd.services.tasks.v1.KillRequest")(
+            container_id=id, exec_id=exec_id(process), signal=number, all=everyone
+        )
+        self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`."""
+        request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
+            container_id=id, exec_id=exec_id(process), stdin=True
+        )
+        self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
+
+    def resize(self, id: str, process: str, width: int, height: int) -> None:
+        """See `Engine.resize`."""
+        request = protos.message("containerd.services.tasks.v1.ResizePtyRequest")(
+            container_id=id, exec_id=exec_id(process), width=width, height=height
+        )
+        self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def pids(self, id: str) -> list[int]:
+        """See `Engine.pids`."""
+        request = protos.message("containerd.services.tasks.v1.ListPidsRequest")(container_id=id)
+        found = self._call(f"{TASKS}/ListPids", request, f"list the processes of container {id!r}").processes
+        return sorted(process.pid for process in found)
+
+    def stats(self, id: str) -> Stats:
+        """See `Engine.stats`."""
+        request = protos.message("containerd.services.tasks.v1.MetricsRequest")(filters=[f"id=={ids.check(id)}"])
+        found = self._call(f"{TASKS}/Metrics", request, f"measure container {id!r}").metrics
+        if not found:
+            raise NotFoundError(f"container {id!r} is not running any more")
+        return metrics.stats(found[0])
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """See `Engine.update`."""
+        request = protos.message("containerd.services.tasks.v1.UpdateTaskRequest")(
+            container_id=id, resources=protos.any(RESOURCES, msgspec.json.encode(resources))
+        )
+        self._failing(f"{TASKS}/Update", request, f"change the limits of container {id!r}")
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """See `Engine.checkpoint`."""
+        options = protos.message("containerd.runc.v1.CheckpointOptions")(
+            exit=not leave_running,
+            open_tcp=True,
+            external_unix_sockets=True,
+            empty_namespaces=["network"],
+            image_path=path,
+        )
+        request = protos.message("containerd.services.tasks.v1.CheckpointTaskRequest")(
+            container_id=id,
+            options=protos.any("containerd.runc.v1.CheckpointOptions", options.SerializeToString()),
+        )
+        self._failing(f"{TASKS}/Checkpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS)
+
+
+def exec_id(process: str) -> str:
+    """The name of a process on the wire, where the first one has none."""
+    return "" if process == INIT else process

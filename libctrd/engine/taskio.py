@@ -1,0 +1,66 @@
+"""What a shim of containerd is told of a process's streams: our fifos' paths, or what becomes of output instead."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from libctrd.engine.base import CreateRequest
+from libctrd.errors import UnsupportedError, from_os_error
+
+
+def of_start(request: CreateRequest) -> tuple[str, str, str]:
+    """The names of stdin, stdout and stderr, which say too what becomes of output that nobody reads.
+
+    Raises `UnsupportedError` for what a shim cannot do with it.
+    """
+    stdin, stdout, stderr, terminal = request.stdin, request.stdout, request.stderr, request.record.terminal
+    if request.auto_remove:
+        raise UnsupportedError(
+            "the containerd engine cannot remove a container by itself once it has ended: leave --rm out"
+        )
+    if request.unattended == "hold" or not (stdout or (stderr and not terminal)):
+        return names(stdin, stdout, stderr, terminal)
+    if request.attended:
+        raise UnsupportedError(
+            f"the containerd engine cannot {request.unattended} output once its reader has gone: "
+            "say unattended='hold', or start it with stdio=DETACHED"
+        )
+    if request.unattended == "discard":
+        sink = os.devnull
+    elif terminal:
+        raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
+    elif stdout and stderr:
+        import urllib.parse  # the rare case; it takes milliseconds
+
+        sink = "file://" + urllib.parse.quote(request.log)
+    else:
+        raise UnsupportedError("the containerd engine can log both, stdout and stderr, or none: leave NULL out")
+    return names(stdin, stdout and sink, stderr and sink, terminal)
+
+
+def names(stdin: str, stdout: str, stderr: str, terminal: bool) -> tuple[str, str, str]:
+    """These names, as a shim takes them: it opens an output without a name all the same, but if there is no stream."""
+    if terminal:
+        return stdin, stdout or os.devnull, ""
+    if not (stdin or stdout or stderr):
+        return "", "", ""
+    return stdin, stdout or os.devnull, stderr or os.devnull
+
+
+@contextlib.contextmanager
+def read_ends(*paths: str) -> Iterator[None]:
+    """Holds a read end of each fifo open, for the shim would wait for one; it holds both ends from its own open on."""
+    held = []
+    try:
+        for path in paths:
+            if path.startswith("/"):
+                try:
+                    held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                except OSError as error:
+                    raise from_os_error(error, f"open the fifo {path!r} for reading") from error
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
