@@ -2,21 +2,28 @@
 
 A ``python`` block runs in an interpreter of its own, a ``console`` block in one bash: a line that begins with ``$``
 is a command, the lines after it are its output. What a ``text`` block after a ``python`` block holds is that one's
-output. ``...`` in shown output stands for anything within a line.
+output. ``...`` in shown output stands for anything within a line. Whatever an example does, nothing of it stays.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from containerd_kit import program, until
+from engine_kit import on_host
 
-pytestmark = pytest.mark.local("the examples run without a daemon")
+import libctrd
+
+pytestmark = pytest.mark.local("an example says itself which engine it is for")
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,19 +57,44 @@ def of_language(language: str) -> list[object]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, rootfs: str, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory like the clone after tools/quickstart; the containers have a state directory of the test's own."""
-    if os.geteuid() != 0:
-        pytest.skip("containers of this suite need root: run it as root")
-    (tmp_path / "quickstart").mkdir()
-    (tmp_path / "quickstart/rootfs").symlink_to(rootfs)
+def place(rootfs: str, state_dir: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory like the clone after tools/quickstart; the containers have a state directory of the test's own.
+
+    Its name is short, for a private containerd has its socket in it.
+    """
+    top = Path(tempfile.mkdtemp(prefix="ctrd-readme-", dir="/run" if os.access("/run", os.W_OK) else None))
+    (top / "quickstart").mkdir()
+    (top / "quickstart/rootfs").symlink_to(rootfs)
     monkeypatch.setenv("CTRD_ADDRESS", f"local:{state_dir}")
+    monkeypatch.delenv("CONTAINERD_NAMESPACE", raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    return tmp_path
+    yield top
+    if left_in(top):
+        end_containerd(top / "quickstart/containerd")
+    until(lambda: not left_in(top), "the end of all that an example has started")
+    shutil.rmtree(top)
 
 
-def ran(command: list[str], place: Path) -> str:
-    """What *command* prints, its errors too; it must succeed."""
+def end_containerd(directory: Path) -> None:
+    """Ends what an example that failed has left running of a private containerd, and that itself."""
+    address = f"containerd:{directory}"
+    for namespace in (directory / "bundles").glob("[!.]*"):
+        with libctrd.connect(address, namespace=namespace.name) as client:
+            for container in client.containers():
+                container.clean(force=True)
+    with libctrd.connect(address) as client:
+        client.stop_daemon()
+
+
+def left_in(top: Path) -> dict[str, list[str]]:
+    """The processes and mounts that there still are of an example in *top*."""
+    return {what: found for what, found in on_host(str(top)).items() if found and what != "files"}
+
+
+def ran(command: list[str], block: Block, place: Path) -> str:
+    """What *command*, which runs *block*, prints, its errors too; it must succeed, and stop the daemons it started."""
+    if "containerd:" in block.text:
+        program("containerd")
     done = subprocess.run(
         command,
         cwd=place,
@@ -74,6 +106,7 @@ def ran(command: list[str], place: Path) -> str:
     )
     output = done.stdout.decode()
     assert done.returncode == 0, output
+    assert not list(place.rglob("containerd.pid")), "stop the daemon at the end: an example leaves nothing running"
     return output
 
 
@@ -86,7 +119,7 @@ def check_output(printed: str, shown: str) -> None:
 @pytest.mark.parametrize("block", of_language("python"))
 def test_a_python_example_prints_what_is_shown(block: Block, place: Path) -> None:
     assert block.shown, "show what it prints, in a text block right after it"
-    check_output(ran([sys.executable, "-c", block.text], place), block.shown)
+    check_output(ran([sys.executable, "-c", block.text], block, place), block.shown)
 
 
 @pytest.mark.parametrize("block", of_language("console"))
@@ -96,7 +129,7 @@ def test_a_console_example_prints_what_is_shown(block: Block, place: Path) -> No
     assert steps
     mark = "-- end of a step --"
     script = "".join(f"{command}echo '{mark}'\n" for command, _ in steps)
-    printed = ran(["bash", "-c", script], place).split(f"{mark}\n")
+    printed = ran(["bash", "-c", script], block, place).split(f"{mark}\n")
     for (command, shown), output in zip(steps, printed, strict=False):
         try:
             check_output(output, shown)

@@ -38,6 +38,8 @@ def command(
 
     Exits with its exit code: 128 + N when signal N killed it, 125 when ctrd itself failed. Signals go on to it.
     """
+    if args[:1] == ("--",):  # after ID, where the parser has left off already
+        args = args[1:]
     if not args:
         raise click.UsageError("there is nothing to run: give the program and its arguments as ARG...")
     if detach and (interactive or tty):
