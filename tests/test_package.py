@@ -83,16 +83,24 @@ LAYERS = (
     ("engine.rootfs",),
     ("engine.containerd",),
     ("engine",),
-    ("engine.rootfs",),
-    ("engine.containerd",),
-    ("engine",),
     ("once",),
     ("cli",),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 
 # The rows of the contract that version 0.1 holds, and in which a test must be found.
-ROWS = [*range(1, 20), 28]
+ROWS = [*range(1, 22), 23, 24, 26, 27, 28]
+
+# What is imported of each distribution that pyproject.toml asks for. cffi is needed by what it has compiled, `_proc`.
+DEPENDENCIES = {
+    "backports.zstd": "backports",
+    "click": "click",
+    "grpcio": "grpc",
+    "msgspec": "msgspec",
+    "protobuf": "google",
+    "rich": "rich",
+    "urllib3": "urllib3",
+}
 
 # What `import libctrd` must not bring along, and what no public name needs: only the command and some engines do.
 UNWANTED = ("asyncio", "click", "google", "grpc", "multiprocessing", "rich", "subprocess", "urllib3")
@@ -124,6 +132,19 @@ def test_every_place_tells_the_same_version() -> None:
     assert libctrd.__version__ == declared[1]
     assert importlib.metadata.version("libctrd") == declared[1]
     assert f"## [{declared[1]}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_what_is_imported_is_asked_for_at_installation_and_nothing_else_is() -> None:
+    required = importlib.metadata.requires("libctrd") or []
+    asked = {re.split(r"[^\w.-]", text)[0] for text in required if "extra ==" not in text}
+    assert asked == {*DEPENDENCIES, "cffi"}
+    imported = {
+        other.split(".")[0]
+        for name, text in texts().items()
+        if name.startswith("libctrd/") and name.endswith(".py")
+        for other in imported_by_python(text)
+    }
+    assert imported - sys.stdlib_module_names - {"libctrd", "compression"} == set(DEPENDENCIES.values())
 
 
 def test_every_public_name_can_be_had_and_is_listed() -> None:

@@ -82,7 +82,8 @@ make_venv() {
 # fingerprint DIR-OR-FILE...: of all sources below, so that a build is made when one of them has changed.
 fingerprint() {
 	(cd "$root" && find "$@" -type f \( -name '*.py' -o -name '*.py[ix]' -o -name '*.px[di]' -o -name 'shim*.[ch]' \
-		-o -name '*.toml' -o -name '*.in' -o -name py.typed \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+		-o -name '*.toml' -o -name '*.in' -o -name '*.proto' -o -name '*.binpb' -o -name py.typed \) -print0 |
+		sort -z | xargs -0 sha256sum | sha256sum)
 }
 
 # once STAMP FINGERPRINT COMMAND...: runs the command unless it has succeeded with the same fingerprint before.

@@ -1,7 +1,8 @@
 """The command line, ``ctrd``: what people type, in front of the library, with no powers of its own.
 
-Its exit codes: that of the container where a command waited for one (``run``, ``start -a``, ``wait``), 125 when ctrd
-itself failed, with one line on stderr, 128 + N when signal N ended it before there was a container, else 0.
+Its exit codes: that of the container or process where a command waited for one (``run``, ``start -a``, ``exec``,
+``wait``), 125 when ctrd itself failed, with one line on stderr, 128 + N when signal N ended it before there was a
+container, else 0.
 
 Little is imported here, and each command only when it is called: most of what ``ctrd run`` takes is imports.
 """

@@ -26,7 +26,7 @@ COMMANDS: Final = {
     "ps": "List containers.",
     "inspect": "Show all that is known of containers, as JSON.",
     "rm": "Remove containers that have ended or never started.",
-    "images": "List, import, pull and remove images.",
+    "images": "List, import, pull and remove the images of a containerd.",
     "spec": "Print a spec to begin with, or check one.",
     "info": "Show the engine and its OCI runtime.",
     "version": "Show the version of ctrd.",
@@ -72,12 +72,17 @@ class Commands(click.Group):
 @click.option(
     "--address",
     metavar="A",
-    help="The engine: local:, local:/DIR, unix:///SOCKET or containerd:/DIR. [env: CTRD_ADDRESS, CONTAINERD_ADDRESS]",
+    help="The engine: local: or local:/DIR; unix:///SOCKET of a containerd; containerd:/DIR for a private one. "
+    "[env: CTRD_ADDRESS, CONTAINERD_ADDRESS; default: local:]",
 )
-@click.option("--namespace", metavar="N", help="The namespace of containerd. [env: CONTAINERD_NAMESPACE]")
+@click.option(
+    "--namespace", metavar="N", help="The namespace in a containerd. [env: CONTAINERD_NAMESPACE; default: default]"
+)
 @click.option("--state-dir", metavar="D", help="Keep the state of containers in the directory D; short for local:D.")
 @click.option(
-    "--runtime", metavar="R", help="The OCI runtime, a path or a name. [default: crun if it works, else runc]"
+    "--runtime",
+    metavar="R",
+    help="The OCI runtime, a path or a name. [default: crun if it works, else runc; with a containerd: runc]",
 )
 @click.option("--format", type=click.Choice(["table", "json"]), default="table", help="How listings are shown.")
 @click.option("--debug", is_flag=True, help="Show what is going on, and where errors come from.")

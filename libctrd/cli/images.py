@@ -30,7 +30,7 @@ _PLATFORM: Final = (
 
 @click.group("images", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """List, import, pull and remove images."""
+    """List, import, pull and remove the images of a containerd."""
 
 
 @command.command("ls")
@@ -50,7 +50,7 @@ def ls(settings: Settings, quiet: bool, format: str | None) -> None:
         output.write_table(["NAME", "DIGEST", "SIZE", "CREATED", "PLATFORMS"], [_row(image, now) for image in images])
 
 
-@command.command("import")
+@command.command("import", short_help="Import the images in an archive.")
 @click.argument("file", metavar="FILE")
 @click.option("--name", metavar="REF", help="The name to give it. [default: what the archive says]")
 @options.apply(_PLATFORM)

@@ -12,7 +12,7 @@ from libctrd.cli.group import Settings
 @options.FORMAT
 @click.pass_obj
 def command(settings: Settings, format: str | None) -> None:
-    """Show the engine, where it keeps its state, and its OCI runtime."""
+    """Show the engine, of which version it is, and its OCI runtime."""
     import msgspec
 
     with settings.connect() as client:

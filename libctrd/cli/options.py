@@ -38,8 +38,13 @@ IMAGE: Final = click.option(
 SPEC: Final = (
     click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
     click.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable of its environment."),
-    click.option("-w", "--cwd", metavar="DIR", help="Where it starts, in the container. [default: /]"),
-    click.option("-u", "--user", metavar="UID[:GID]", help="Who it runs as, by number. [default: 0:0]"),
+    click.option("-w", "--cwd", metavar="DIR", help="Where it starts. [default: what bundle or image say, else /]"),
+    click.option(
+        "-u",
+        "--user",
+        metavar="UID[:GID]",
+        help="Who it runs as, by number; with an image also by name. [default: what bundle or image say, else 0:0]",
+    ),
     click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g."),
     click.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5."),
     click.option("--pids-limit", metavar="N", type=int, help="The most processes it may have."),

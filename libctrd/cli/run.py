@@ -13,7 +13,12 @@ from libctrd.cli.group import Settings
 @click.command("run", short_help="Run a container and wait for its end.", context_settings=options.OWN_ARGUMENTS)
 @options.apply((options.ID, *options.ROOT, options.IMAGE, options.INTERACTIVE))
 @click.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
-@click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended; without -d that is so anyway.")
+@click.option(
+    "--rm",
+    "remove",
+    is_flag=True,
+    help="Remove it when it has ended; without -d that is so anyway. Not with -d in a containerd.",
+)
 @options.apply((*options.SPEC, *options.UNATTENDED, options.ARGUMENTS))
 @click.pass_obj
 def command(
