@@ -82,8 +82,7 @@ make_venv() {
 # fingerprint DIR-OR-FILE...: of all sources below, so that a build is made when one of them has changed.
 fingerprint() {
 	(cd "$root" && find "$@" -type f \( -name '*.py' -o -name '*.py[ix]' -o -name '*.px[di]' -o -name 'shim*.[ch]' \
-		-o -name '*.toml' -o -name '*.in' -o -name '*.proto' -o -name '*.binpb' -o -name py.typed \) -print0 |
-		sort -z | xargs -0 sha256sum | sha256sum)
+		-o -name '*.toml' \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 }
 
 # once STAMP FINGERPRINT COMMAND...: runs the command unless it has succeeded with the same fingerprint before.
@@ -95,17 +94,16 @@ once() {
 	echo "$print" >"$stamp"
 }
 
-# install_libctrd: into .venv, as a user would have it.
+# install_libctrd: into .venv, built in place, for whoever starts Python in the clone gets the package that lies there.
 install_libctrd() {
 	make_venv "$root/.venv"
-	once "$root/.venv/installed" "$(fingerprint setup.py pyproject.toml MANIFEST.in pyx libctrd tools/build_proc.py)" \
+	once "$root/.venv/installed" "$(fingerprint setup.py pyproject.toml pyx tools/build_proc.py)" \
 		pip_install_libctrd
 }
 
 pip_install_libctrd() {
 	say "libctrd into .venv"
-	rm -rf "$root/build" # setuptools would put files into the wheel that an older build has left there
-	"$root/.venv/bin/pip" install -q "$root"
+	"$root/.venv/bin/pip" install -q -e "$root"
 }
 
 # make_rootfs DIR: a root file system of busybox, every applet a hard link to the one file.
