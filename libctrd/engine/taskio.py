@@ -51,7 +51,7 @@ def names(stdin: str, stdout: str, stderr: str, terminal: bool) -> tuple[str, st
 
 
 def _touch(log: str) -> None:
-    """Makes the log file when it is missing: a shim would do it too, with all directories above, and fail in silence."""
+    """Makes the log file when it is missing. A shim would do it too and fail in silence."""
     try:
         os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
