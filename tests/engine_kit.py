@@ -19,7 +19,8 @@ from containerd_kit import Containerd, left_on_host, new_namespace, until
 import libctrd
 from libctrd import protos
 from libctrd.client import Client
-from libctrd.engine import cgroups, default_daemon_dir, store
+from libctrd.container import Container
+from libctrd.engine import cgroups, default_daemon_dir, shim, store
 from libctrd.engine.channel import Channel
 
 EACH_RUNTIME = ("crun", "runc", "containerd")
@@ -61,6 +62,10 @@ class Place:
         """Will *client*, which has not started it, hear of the end of that container?"""
         return id in client._engine._watches  # type: ignore[attr-defined]
 
+    def descriptors(self, container: Container) -> dict[str, int]:
+        """The ends of the fifos of a container whose client has gone: ``i`` to write, ``o`` and ``e`` to read."""
+        return shim.descriptors(container.bundle)
+
     def leftovers(self) -> dict[str, list[str]]:
         """All that there still is of containers of this place."""
         return on_host(self.root)
@@ -95,6 +100,11 @@ class ContainerdPlace(Place):
     def watches(self, client: Client, id: str) -> bool:
         """See `Place.watches`."""
         return bool(client._engine._exits.known(id))  # type: ignore[attr-defined]
+
+    def descriptors(self, container: Container) -> dict[str, int]:
+        """See `Place.descriptors`. The shim holds both ends of each, so none is waited for."""
+        ways = {"i": ("stdin", os.O_WRONLY), "o": ("stdout", os.O_RDONLY), "e": ("stderr", os.O_RDONLY)}
+        return {key: os.open(f"{container.bundle}/init-{name}", flags) for key, (name, flags) in ways.items()}
 
     def leftovers(self) -> dict[str, list[str]]:
         """See `Place.leftovers`. A shim, which ends by itself, has a moment for it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_kit import Place
 from field_kit import WAIT, Make, nothing_in, refused
 
 import libctrd
@@ -214,8 +215,8 @@ def test_an_address_that_cannot_be_is_refused(address: Any, named: str) -> None:
         libctrd.connect(address)
 
 
-def test_a_closed_client_says_so(state_dir: str, spec: Make) -> None:
-    with libctrd.connect(f"local:{state_dir}") as client:
+def test_a_closed_client_says_so(engine: Place, state_dir: str, spec: Make) -> None:
+    with engine.connect() as client:
         container = client.create("web", spec("true"))
         container.clean()
     for call in (lambda: client.create("web", spec("true")), lambda: client.get("web"), client.containers):
@@ -227,6 +228,7 @@ def test_a_closed_client_says_so(state_dir: str, spec: Make) -> None:
 # ---- what another hand has damaged -----------------------------------------------------------------------------------
 
 
+@pytest.mark.local("containerd keeps the records of its containers itself")
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"id": 5}', b"null", json.dumps({"id": "web"}).encode()], ids=repr
 )
@@ -250,6 +252,7 @@ def test_a_damaged_record_is_told_and_the_others_go_on(
     broken.clean()
 
 
+@pytest.mark.local("containerd keeps the records of its containers itself")
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b'{"code": "x"}', b" " * 160], ids=repr)
 def test_a_damaged_exit_record_is_told(any_client: Client, spec: Make, state_dir: str, damage: bytes) -> None:
     with libctrd.connect(any_client.address) as starter:

@@ -133,6 +133,7 @@ def test_a_program_that_is_missing_is_told_by_its_name(client: Client, spec: Mak
         container.start()
 
 
+@pytest.mark.local("containerd has the spec itself")
 def test_config_json_that_was_damaged_before_the_start_is_told(client: Client, spec: Make, state_dir: str) -> None:
     container = client.create("web", spec("true"))
     Path(container.bundle, "config.json").write_text("{")
@@ -249,7 +250,7 @@ def test_a_log_that_cannot_be_written_is_told(any_client: Client, spec: Make, st
         ({}, "args"),
         ({"args": ["true"]}, "rootfs"),
         ({"rootfs": "/"}, "args"),
-        ({"args": ["true"], "rootfs": "/", "spec": {}}, "either"),
+        ({"args": ["true"], "rootfs": "/", "spec": {}}, "one of"),
         ({"args": ["true"], "spec": {}}, "args"),
         ({"spec": {}, "cwd": "/"}, "cwd"),
         ({"args": [], "rootfs": "/"}, "args"),

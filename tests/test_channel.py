@@ -9,9 +9,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from containerd_kit import program
 from field_kit import need_root, output_of
 from peer_kit import Peer, as_nobody, peer
 
@@ -51,7 +54,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{path}"\n'
         f'[ttrpc]\naddress = "{path}.ttrpc"\n'
     )
-    with subprocess.Popen(["containerd", "--config", config], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([program("containerd"), "--config", config], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:  # it says so once it serves, and then says more that someone must read
             if "successfully booted" in line:
@@ -203,6 +206,33 @@ def test_an_answer_that_does_not_come_costs_the_limit_and_no_more(channel: Chann
     with pytest.raises(DeadlineError, match=r"could not listen: .*(did not answer within|deadline exceeded)"):
         next(stream)
     assert time.monotonic() - began < 1
+
+
+# C24, C26
+def test_one_that_is_back_is_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    def serve() -> grpc.Server:
+        service, _, method = VERSION.partition("/")
+        answer = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+        server = grpc.server(ThreadPoolExecutor(1))
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: answer})])
+        server.add_insecure_port(f"unix://{path}")
+        server.start()
+        return server
+
+    server = serve()
+    channel = Channel(f"unix://{path}", "tests")
+    for _ in range(3):
+        channel.call(VERSION, EMPTY(), doing="look")
+        server.stop(None).wait()
+        for _ in range(3):  # each leaves gRPC waiting for longer before it tries again
+            with pytest.raises(UnavailableError, match=r"could not look: there is no socket|nobody listens"):
+                channel.call(VERSION, EMPTY(), doing="look")
+        server = serve()
+    channel.call(VERSION, EMPTY(), doing="look")
+    channel.close()
+    server.stop(None).wait()
 
 
 # C26

@@ -8,13 +8,13 @@ import subprocess
 import threading
 
 import pytest
-from engine_kit import leftovers
+from engine_kit import Place, leftovers
 from field_kit import WAIT, Make, killed, nothing_in, output_of, python, said, side_by_side, until
 
 import libctrd
 from libctrd import DETACHED, NULL
 from libctrd.client import Client
-from libctrd.errors import NotFoundError
+from libctrd.errors import NotFoundError, UnsupportedError
 
 WAITER = """
     import sys
@@ -116,11 +116,22 @@ def _links(pid: int) -> list[str]:
     return [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
 
 
-@pytest.mark.parametrize("remover", ["the owner", "another client", "the shim itself"])
+@pytest.mark.parametrize("remover", ["the owner", "another client"])
 def test_a_wait_at_any_moment_gets_the_true_code_or_hears_that_it_is_gone(
     client: Client, spec: Make, state_dir: str, remover: str
 ) -> None:
     """Waits begin before, during and after the end and the removal. None hangs, none gets 0, -1 or 255."""
+    waits_at_any_moment(client, spec, state_dir, remover)
+
+
+@pytest.mark.cannot("containerd", "remove a container that has ended by itself", raises=UnsupportedError)
+def test_a_wait_on_what_removes_itself_gets_the_true_code_or_hears_that_it_is_gone(
+    client: Client, spec: Make, state_dir: str
+) -> None:
+    waits_at_any_moment(client, spec, state_dir, "the shim itself")
+
+
+def waits_at_any_moment(client: Client, spec: Make, state_dir: str, remover: str) -> None:
     got: set[int] = set()
     for round in range(20):
         id = f"r{round}"
@@ -238,7 +249,7 @@ def test_a_name_can_be_reused_at_once(client: Client, spec: Make, state_dir: str
     assert nothing_in(state_dir)
 
 
-def test_a_name_can_be_reused_at_once_by_another_process(state_dir: str, rootfs: str) -> None:
+def test_a_name_can_be_reused_at_once_by_another_process(engine: Place, state_dir: str, rootfs: str) -> None:
     script = """
         import os, sys, libctrd
         quiet = {"stdout": libctrd.NULL, "stderr": libctrd.NULL}
@@ -246,7 +257,7 @@ def test_a_name_can_be_reused_at_once_by_another_process(state_dir: str, rootfs:
         os._exit(done.exit_code)  # at once: whatever is not clean by now will not be
     """
     for _ in range(6):
-        process = python(script, rootfs, env={**os.environ, "CTRD_ADDRESS": f"local:{state_dir}"})
+        process = python(script, rootfs, env={**os.environ, "CTRD_ADDRESS": engine.address})
         assert process.wait(WAIT) == 48
         process.stdout.close()
         assert nothing_in(state_dir)

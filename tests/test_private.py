@@ -15,7 +15,7 @@ import psutil
 import pytest
 from client_kit import Recorder
 from container_kit import WAIT, spec_of
-from containerd_kit import program, until
+from containerd_kit import PATH, program, until
 
 import libctrd
 from libctrd import DETACHED, NULL, PIPE
@@ -25,9 +25,10 @@ from libctrd.errors import InvalidArgumentError, UnsupportedError
 
 
 @pytest.fixture
-def place() -> Iterator[str]:
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A directory for a daemon; whatever a test has left running there is ended."""
     program("containerd")
+    monkeypatch.setenv("PATH", PATH)
     top = tempfile.mkdtemp(prefix="ctrd-own-", dir="/run" if os.access("/run", os.W_OK) else None)
     yield f"{top}/d"
     if left(f"{top}/d") or os.path.exists(f"{top}/d/containerd.pid"):

@@ -58,6 +58,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
     grpc.StatusCode.CANCELLED: DeadlineError,  # a limit of the daemon's own that races ours reads so
 }
 _FIRST_WORD: Final = 10.0  # seconds that a daemon has for it when the call has no limit
+_NOT_SENT: Final = "failed to connect to all addresses"  # gRPC's words for it; its code is that of much else
 _TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
@@ -92,11 +93,27 @@ class Channel:
         end = None if timeout is None else time.monotonic() + timeout
         call = self._calls.get(method) or self._prepare(method, doing, timeout)
         try:
-            return call(request, None if end is None else end - time.monotonic(), self._headers(lease))
+            headers = self._headers(lease)
+            try:
+                return call(request, None if end is None else end - time.monotonic(), headers)
+            except grpc.RpcError as error:
+                if end is None or not self._is_back(error):
+                    raise
+            return call(request, end - time.monotonic(), headers, wait_for_ready=True)
         except grpc.RpcError as error:
             raise self.error(error, doing, timeout) from error
         except ValueError as error:
             raise self._refused(error, doing) from error
+
+    def _is_back(self, error: grpc.RpcError) -> bool:
+        """Is there a daemon after all, and a call that was never sent?
+
+        After a daemon has gone gRPC tries to connect again only now and then, and between that answers every call with
+        how the last attempt went, of up to half a second ago.
+        """
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or not (error.details() or "").startswith(_NOT_SENT):
+            return False
+        return fault_at(self.path) is None
 
     def future(self, method: str, request: Any, *, doing: str = "ask containerd", lease: str = "") -> grpc.Future:
         """Sends a call that may take for ever, and returns at once. Its errors are for `error` to put into words.

@@ -34,6 +34,7 @@ def of_start(request: CreateRequest) -> tuple[str, str, str]:
     elif stdout and stderr:
         import urllib.parse  # the rare case; it takes milliseconds
 
+        _touch(request.log)
         sink = "file://" + urllib.parse.quote(request.log)
     else:
         raise UnsupportedError("the containerd engine can log both, stdout and stderr, or none: leave NULL out")
@@ -47,6 +48,14 @@ def names(stdin: str, stdout: str, stderr: str, terminal: bool) -> tuple[str, st
     if not (stdin or stdout or stderr):
         return "", "", ""
     return stdin, stdout or os.devnull, stderr or os.devnull
+
+
+def _touch(log: str) -> None:
+    """Makes the log file when it is missing. A shim would do it too and fail in silence."""
+    try:
+        os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise from_os_error(error, f"write the log {log!r}") from error
 
 
 @contextlib.contextmanager
