@@ -102,8 +102,9 @@ class ContainerdPlace(Place):
         return bool(client._engine._exits.known(id))  # type: ignore[attr-defined]
 
     def descriptors(self, container: Container) -> dict[str, int]:
-        """See `Place.descriptors`. The shim holds both ends of each, so none is waited for."""
-        ways = {"i": ("stdin", os.O_WRONLY), "o": ("stdout", os.O_RDONLY), "e": ("stderr", os.O_RDONLY)}
+        """See `Place.descriptors`. Nothing waits for the shim, which may have gone."""
+        ways = {"i": ("stdin", os.O_RDWR), "o": ("stdout", os.O_RDONLY | os.O_NONBLOCK)}
+        ways["e"] = ("stderr", os.O_RDONLY | os.O_NONBLOCK)
         return {key: os.open(f"{container.bundle}/init-{name}", flags) for key, (name, flags) in ways.items()}
 
     def leftovers(self) -> dict[str, list[str]]:

@@ -48,12 +48,14 @@ def test_a_signal_that_was_ignored_at_our_start_stays_ignored(ctrd: Ctrd) -> Non
     assert process.wait(30) == 9
 
 
+@pytest.mark.local("no other engine tries a runtime before it uses it")
 @pytest.mark.parametrize("command", ["run", "run -d", "create"])
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
 def test_a_signal_while_a_runtime_is_tried_ends_ctrd(ctrd: Ctrd, tmp_path: Path, command: str, name: str) -> None:
     interrupt(ctrd, hanging_runtime(tmp_path, "*"), command, name)
 
 
+@pytest.mark.local("containerd waits for a runtime as long as it likes: what has begun there cannot be taken back")
 @pytest.mark.parametrize("command", ["run", "run -d"])
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
 def test_a_signal_while_the_runtime_still_starts_undoes_the_start(

@@ -416,10 +416,10 @@ def test_the_state_directory_goes_away_under_us_and_the_rest_go_on(
     subprocess.run(["rm", "-r", os.path.join(state_dir, "idle")], check=True)
     try:
         with libctrd.connect(client.address) as other:
-            calls = [("idle", idle.start), ("first", first.spec)]
+            calls = [("first", first.spec)]
             if engine.kind == "local":  # else the records are not in it, and all of this goes on
                 calls += [("first", first.info), ("first", lambda: first.signal("TERM"))]
-                calls += [("first", lambda: other.get("first")), ("idle", idle.info)]
+                calls += [("first", lambda: other.get("first")), ("idle", idle.info), ("idle", idle.start)]
             for id, call in calls:
                 with refused(CtrdError, id):
                     call()

@@ -209,6 +209,7 @@ def test_after_kill_9_of_its_client_a_new_process_waits_and_gets_the_code(
     assert nothing_in(state_dir)
 
 
+@pytest.mark.local("the shim of a container whose client was killed amid its create waits half a minute for a reader")
 def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
     any_client: Client, rootfs: str, state_dir: str
 ) -> None:

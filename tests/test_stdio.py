@@ -445,8 +445,8 @@ def test_input_that_is_not_read_to_its_end_does_no_harm(client: Client, rootfs: 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({}, "either a spec"),
-        ({"spec": {}, "rootfs": "/"}, "either a spec"),
+        ({}, "give one of: a spec"),
+        ({"spec": {}, "rootfs": "/"}, "give one of: a spec"),
         ({"rootfs": "/"}, "args"),
         ({"args": ["true"], "rootfs": "/", "input": b"", "stdin": libctrd.NULL}, "input="),
         ({"args": ["true"], "rootfs": "/", "capture_output": True, "stdout": 1}, "capture_output="),

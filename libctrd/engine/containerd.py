@@ -70,9 +70,12 @@ class ContainerdEngine(Operations):
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
         # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
-        # the cgroup of each whose end is to be told, and those of which it was told that their memory ran out.
+        # the locks of starts that are under way; how those have ended that are to be removed; the cgroup of each whose
+        # end is to be told, and those of which it was told that their memory ran out.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
+        self._starting: dict[str, int] = {}
+        self._exited: dict[str, ExitStatus] = {}
         self._cgroups: dict[str, str] = {}
         self._oom: set[str] = set()
 
@@ -137,9 +140,9 @@ class ContainerdEngine(Operations):
         kept = exitfile.read(where)
         if kept is not None:
             return Snapshot("stopped", exit=kept)
-        if startmark.is_left(where):
-            return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
-        return Snapshot("created")
+        over = startmark.is_left(where)
+        self._store.record(id)  # whoever removes it lets go of the directory last
+        return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False)) if over else Snapshot("created")
 
     # ---- a start -------------------------------------------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class ContainerdEngine(Operations):
         if process and process.get("oomScoreAdj") is None:  # else it would have the shim's, which is containerd's
             spec = {**spec, "process": {**process, "oomScoreAdj": 0}}
         if not wanted.has_rootfs:
-            spec = {**spec, "root": {**spec["root"], "path": os.path.abspath(spec["root"]["path"])}}
+            spec = {**spec, "root": {**spec["root"], "path": os.path.realpath(spec["root"]["path"])}}
         record = Record(
             id=id,
             bundle=bundle,
@@ -199,14 +202,29 @@ class ContainerdEngine(Operations):
         where = os.path.join(self.root, record.id)
         if not os.path.isdir(where):
             self._store.record(record.id)  # it may be gone; else its directory is, as after the host was started anew
-        startmark.leave(where, record.id)
+        lock = startmark.leave(where, record.id)
+        with self._lock:
+            self._starting[record.id] = lock
 
     def unclaim(self, record: Record) -> None:
         """See `Engine.unclaim`."""
+        self._start_is_over(record.id)
         startmark.remove(os.path.join(self.root, record.id))
+
+    def _start_is_over(self, id: str) -> None:
+        with self._lock:
+            lock = self._starting.pop(id, None)
+        if lock is not None:
+            os.close(lock)
 
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
+        try:
+            return self._create(request)
+        finally:
+            self._start_is_over(request.record.id)
+
+    def _create(self, request: CreateRequest) -> int:
         record = request.record
         options = self._runtime(record).options(request.no_pivot_root, request.checkpoint)
         stdin, stdout, stderr = taskio.of_start(request)
@@ -278,6 +296,9 @@ class ContainerdEngine(Operations):
         if self._exits.known(id):
             return
         snapshot = self.snapshot(id)
+        if snapshot.pid:
+            self._exits.subscribed()
+            snapshot = self.snapshot(id)  # what happens from here on the stream tells
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
@@ -306,6 +327,8 @@ class ContainerdEngine(Operations):
                     self._sink(Event(id, "oom"))
             with self._lock:
                 self._oom.discard(id)
+                if id in self._records and event.status is not None:
+                    self._exited[id] = event.status
         self._sink(event)
 
     def _is_first_oom(self, id: str) -> bool:
@@ -321,7 +344,7 @@ class ContainerdEngine(Operations):
             self._oom.discard(record.id)
 
     def _keep(self, id: str, status: ExitStatus) -> None:
-        """A shim has told it while containerd is away, which may forget it before it is back."""
+        """For who asks when containerd knows it no more."""
         exitfile.write(os.path.join(self.root, id), status)
 
     def _delete_late(self, id: str, record: Record | None) -> None:
@@ -371,8 +394,14 @@ class ContainerdEngine(Operations):
             self._late.add(id, self._records.get(id))
 
     def _delete(self, id: str, force: bool) -> None:
-        """Task, container, snapshot: in this order, for a container that is deleted first strands its task."""
-        self._delete_task(id, force)
+        """Task, container, snapshot: in this order, for a container that is deleted first strands its task.
+
+        How it has ended is written down before: who looks when the task has gone finds that, or that all has gone.
+        """
+        if force:
+            self._end(id)
+        self._keep_exit(id)
+        self._delete_task(id)
         record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
@@ -383,7 +412,16 @@ class ContainerdEngine(Operations):
         with self._lock:
             self._records.pop(id, None)
 
-    def _delete_task(self, id: str, force: bool) -> None:
+    def _keep_exit(self, id: str) -> None:
+        with self._lock:
+            status = self._exited.pop(id, None)
+        if status is None:
+            with contextlib.suppress(NotFoundError):
+                status = self.snapshot(id).exit
+        if status is not None and status.known:
+            self._keep(id, status)
+
+    def _delete_task(self, id: str, force: bool = False) -> None:
         if force:
             self._end(id)
         self._exits.forget(id)

@@ -36,6 +36,7 @@ TASKS = "containerd.services.tasks.v1.Tasks"
 EVENTS = "containerd.services.events.v1.Events"
 FIRST_BACKOFF = 0.02
 LAST_BACKOFF = 2.0
+LOST_SECONDS = 1.0
 CONFIRM_SECONDS = 0.02
 READY_SECONDS = 10.0
 STOPPED, PAUSED = 3, (4, 5)
@@ -171,7 +172,8 @@ class Exits:
             if status.known or live.pid:  # else it never came to be: whoever tried to start it hears of that
                 self._tell(live, status)
         elif isinstance(self._channel.error(error, "wait"), NotFoundError):
-            self._tell(live, ExitStatus(UNKNOWN_EXIT, known=False))  # another hand deleted it, and told nobody
+            # Another hand has deleted it: the stream has the end, or it is one of before we listened.
+            self._reactor.later(LOST_SECONDS, lambda: self._tell(live, ExitStatus(UNKNOWN_EXIT, known=False)))
 
     # ---- the stream ----------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def names(stdin: str, stdout: str, stderr: str, terminal: bool) -> tuple[str, st
 
 
 def _touch(log: str) -> None:
-    """Makes the log file when it is missing. A shim would do it too and fail in silence."""
+    """Makes the log file when it is missing. A shim would make all directories above too, and say less on failure."""
     try:
         os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
