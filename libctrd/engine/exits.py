@@ -247,7 +247,8 @@ class Exits:
 
         def once_more() -> None:
             if stream is self._stream:
-                self._publish()
+                with contextlib.suppress(ClosedError):  # just now
+                    self._publish()
 
         sent = self._channel.future(f"{EVENTS}/Publish", request)
         sent.add_done_callback(lambda _: self._reactor.later(CONFIRM_SECONDS, once_more))
