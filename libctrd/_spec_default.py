@@ -159,7 +159,7 @@ def absolute_source(mount: dict[str, Any], base: str) -> dict[str, Any]:
     return {**mount, "source": os.path.normpath(os.path.join(base, source))}
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
     """*path* made absolute, with its symbolic links followed: runc refuses a root file system that is behind one."""
     try:
         return os.path.realpath(path)
@@ -214,7 +214,7 @@ def default(
     if env is not None:
         variables.update(parse_env(env))
     try:
-        root = _real(os.fspath(rootfs))
+        root = real_path(os.fspath(rootfs))
     except TypeError as error:
         raise InvalidArgumentError(f"rootfs is a path, not {type(rootfs).__name__}") from error
     who = parse_user(0 if user is None else user)

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from libctrd._spec_default import absolute_source, default
+from libctrd._spec_default import absolute_source, default, real_path
 from libctrd._spec_exec import further
 from libctrd._spec_json import encode, kind
 from libctrd._spec_parse import parse_mount, parse_size, parse_user
@@ -116,6 +116,7 @@ def _place(text: bytes, error: Exception) -> str:
 def resolve(spec: Spec, bundle: str | os.PathLike[str]) -> Spec:
     """*spec* with ``root.path`` and the relative sources of bind mounts made absolute, below *bundle*.
 
+    Symbolic links in ``root.path`` are followed: runc refuses it with one, and crun does not.
     What has to change is copied and the caller's dict stays as it is; the rest is shared with it (all of it,
     when nothing has to change). Source: OCI runtime specification, config.md: both are relative to the
     bundle.
@@ -125,9 +126,8 @@ def resolve(spec: Spec, bundle: str | os.PathLike[str]) -> Spec:
     root, mounts = spec.get("root"), spec.get("mounts")
     if isinstance(root, dict):
         path = root.get("path")
-        if isinstance(path, str) and path and not path.startswith("/"):
-            # As the runtimes see it: they change into the bundle first, whatever symbolic links lead there.
-            changed["root"] = {**root, "path": os.path.normpath(os.path.join(os.path.realpath(base), path))}
+        if isinstance(path, str) and path and (real := real_path(os.path.join(base, path))) != path:
+            changed["root"] = {**root, "path": real}
     if isinstance(mounts, (list, tuple)):
         resolved = [absolute_source(mount, base) if isinstance(mount, dict) else mount for mount in mounts]
         if any(new is not old for new, old in zip(resolved, mounts, strict=True)):

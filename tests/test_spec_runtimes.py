@@ -109,6 +109,8 @@ def test_a_rootfs_or_bundle_behind_a_symbolic_link_runs(run: Run, place: Path, r
     document = spec.default(["echo", "bundle"])
     document["root"]["path"] = rootfs.name
     assert run(spec.resolve(document, link)).stdout == "bundle\n"
+    document["root"]["path"] = str(link / rootfs.name)
+    assert run(spec.resolve(document, "/")).stdout == "bundle\n"
 
 
 def test_the_container_has_the_default_capabilities_and_cannot_gain_more(inside: Callable[..., str]) -> None:
