@@ -112,7 +112,7 @@ def add(
     the process registered.
     """
     client = container._client
-    if name in container._processes:
+    if name == INIT or name in container._processes:  # `init` may be another client's
         raise AlreadyExistsError(f"container {container.id!r} has a process {name!r} already: choose another name")
     process = Process(container, name, bool(settings["terminal"]), streams, drain_timeout)
     try:

@@ -1,8 +1,9 @@
 """Where the containers of a test run: a place of its own in each engine, in which nothing may be left at its end.
 
 The suite is written once. A test that takes a client (or `engine`, `state_dir`) runs in every engine; it says by a mark
-what does not concern one: ``local`` for the local engine's own mechanism (its shim, its records), ``cannot`` for what
-an engine cannot do, with the reason. The latter is tried all the same, and has to fail.
+what does not concern one: ``local`` for the local engine's own mechanism (its shim, its records), ``containerd`` for
+what that engine has and the local one has not, ``cannot`` for what an engine cannot do, with the reason. The last is
+tried all the same, and has to fail.
 """
 
 from __future__ import annotations
@@ -222,8 +223,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" not in metafunc.fixturenames:
         return
     names = EACH_RUNTIME if "runtime" in metafunc.fixturenames else EACH_ENGINE
-    if metafunc.definition.get_closest_marker("local") is not None:
-        names = tuple(name for name in names if name != "containerd")
+    only = next(
+        (mark.name for mark in metafunc.definition.iter_markers() if mark.name in ("local", "containerd")), None
+    )
+    if only is not None:  # the mark that is closest to the test
+        names = tuple(name for name in names if (name == "containerd") == (only == "containerd"))
     cannot = {mark.args[0]: mark for mark in metafunc.definition.iter_markers("cannot")}
     metafunc.parametrize("engine", [_parameter(name, cannot.get(name)) for name in names], indirect=True)
 

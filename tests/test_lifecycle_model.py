@@ -1,4 +1,4 @@
-"""Containers from their creation to their end, in any order of calls by two clients, on the real local engine.
+"""Containers from their creation to their end, in any order of calls by two clients, on real engines.
 
 The model knows of each container its state, every byte it has to write and every exit it may have. Where a container
 ends by itself, its end races with the call at hand: then the model allows both, and what follows tells which it was.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,11 +22,19 @@ from container_kit import (
     programs,
     spec_of,
 )
-from engine_kit import need, remove
+from containerd_kit import Containerd
+from engine_kit import ContainerdPlace, Place, need_runtime
 from fifo_kit import Background
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import libctrd
 from libctrd import DETACHED, PIPE
@@ -90,13 +95,14 @@ class Box:
 
 class Lifecycle(RuleBasedStateMachine):
     rootfs = ""
-    runtime = ""
+    place: Place
+    """Where it is; a place of its own for each run."""
+    new_place: Callable[[], Place]
 
     def __init__(self) -> None:
         super().__init__()
         self.before = descriptors()
-        self.top = tempfile.mkdtemp(prefix="ctrd-model-", dir="/run")
-        self.state = os.path.join(self.top, "state")
+        self.place = type(self).new_place()
         self.clients: list[Client] = []
         self.boxes: dict[str, Box] = {}
         self.past: list[Box] = []
@@ -104,7 +110,7 @@ class Lifecycle(RuleBasedStateMachine):
     @initialize()
     def connect(self) -> None:
         for _ in range(2):
-            self.clients.append(libctrd.connect(f"local:{self.state}", runtime=self.runtime))
+            self.clients.append(self.place.connect())
 
     # ---- how calls are expected to go --------------------------------------------------------------------------------
 
@@ -268,12 +274,14 @@ class Lifecycle(RuleBasedStateMachine):
         if not pausing and not any(box.paused for box in self.boxes.values()):
             self.change(which, by, "pause")
         doomed, was = bool(box.codes), box.paused
+        if doomed and pausing and self.place.kind == "containerd":
+            return  # its shim can freeze what is ending: then it is told to be paused, and has ended all the same
         try:
             getattr(self.seen_by(by, id), change)(WAIT)
         except NotFoundError:
             assert doomed
             box.paused = was and pausing  # what is doomed is not frozen anew; if it was frozen it stays so
-        except RuntimeFailedError:
+        except (RuntimeFailedError, InvalidArgumentError):
             assert box.paused == pausing or doomed, "a runtime may refuse what is so already, or what has ended"
         else:
             box.paused = pausing
@@ -298,10 +306,11 @@ class Lifecycle(RuleBasedStateMachine):
             container.wait(0)  # from here on it is being told of the end
         box.waits.append(Background(container.wait))
 
+    @precondition(lambda self: self.place.kind == "local")
     @rule(which=NUMBERS)
     def kill_its_shim(self, which: int) -> None:
         id, box = self.pick(which, lambda box: box.started and not box.codes and not box.orphan)
-        kill_shim(self.state, id)
+        kill_shim(self.place.root, id)
         box.orphan = True
         if box.detached and box.program.then == "cat":
             box.codes.add(box.program.code)  # only its shim held the far end of its stdin, and so let it end
@@ -392,25 +401,22 @@ class Lifecycle(RuleBasedStateMachine):
                     if not box.container.stdout.closed:  # type: ignore[union-attr]
                         self.read_to_end(box)
                     box.container.stdin.close()  # type: ignore[union-attr]
-            nothing_left(self.state)
+            nothing_left(self.place.root)
         finally:
             for client in self.clients:
                 client.close()
-            remove(self.state)
-            shutil.rmtree(self.top, ignore_errors=True)
+            self.place.remove()
         self.boxes.clear()
         self.past.clear()
         as_before(self.before)
 
 
-def run_model(runtime: str, rootfs: str, examples: int, steps: int) -> None:
-    need(shutil.which(runtime, path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin"), runtime)
-    if os.geteuid() != 0:
-        pytest.skip("containers of this suite need root: run it as root")
-    libctrd.run(
-        ["true"], rootfs=rootfs, runtime=runtime
-    )  # what is made once a process is there before anything is counted
-    machine = type("Lifecycle", (Lifecycle,), {"rootfs": rootfs, "runtime": runtime})
+def run_model(new_place: Callable[[], Place], rootfs: str, examples: int, steps: int) -> None:
+    place = new_place()
+    with place.connect() as client:  # what is made once a process is there before anything is counted
+        libctrd.run(["true"], rootfs=rootfs, client=client)
+    place.remove()
+    machine = type("Lifecycle", (Lifecycle,), {"rootfs": rootfs, "new_place": staticmethod(new_place)})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -429,9 +435,18 @@ def run_model(runtime: str, rootfs: str, examples: int, steps: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_any_order_of_calls_by_two_clients_with_crun(rootfs: str) -> None:  # C2, C6, C7, C18, C19, C20, C28
-    run_model("crun", rootfs, examples=25, steps=30)
+    need_runtime("crun")
+    run_model(lambda: Place("crun"), rootfs, examples=25, steps=30)
 
 
 @pytest.mark.timeout(300)
 def test_any_order_of_calls_by_two_clients_with_runc(rootfs: str) -> None:  # C2, C6, C7, C18, C19, C20, C28
-    run_model("runc", rootfs, examples=8, steps=20)
+    need_runtime("runc")
+    run_model(lambda: Place("runc"), rootfs, examples=8, steps=20)
+
+
+@pytest.mark.timeout(300)
+def test_any_order_of_calls_by_two_clients_with_containerd(
+    rootfs: str, containerd: Containerd
+) -> None:  # C2, C6, C7, C18, C19, C20, C26, C28
+    run_model(lambda: ContainerdPlace(containerd), rootfs, examples=8, steps=20)

@@ -1,4 +1,4 @@
-"""The default spec in the real runtimes, runc and crun: what a container that got it finds inside."""
+"""The default spec in the real runtimes, runc and crun, and in containerd: what a container of it finds inside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from containerd_kit import Containerd, new_namespace
 
+import libctrd
 from libctrd import spec
 
 # A crun that knows no hybrid of cgroup v1 and v2 runs where the v2 part is out of sight: in a mount namespace
@@ -46,9 +48,12 @@ def rootfs(place: Path) -> Path:
     return root
 
 
-@pytest.fixture(params=["runc", "crun"])
+@pytest.fixture(params=["runc", "crun", "containerd"])
 def run(request: pytest.FixtureRequest, place: Path) -> Run:
     """Runs a spec to its end with one of the runtimes."""
+    if request.param == "containerd":
+        daemon = request.getfixturevalue("containerd")
+        return lambda document, uid=None: run_in_containerd(daemon, document, uid)
     program = shutil.which(request.param)
     if program is None:
         pytest.skip(f"{request.param} is missing (package {request.param})")
@@ -79,6 +84,18 @@ def run(request: pytest.FixtureRequest, place: Path) -> Run:
         )
 
     return run
+
+
+def run_in_containerd(
+    daemon: Containerd, document: dict[str, Any], uid: int | None
+) -> subprocess.CompletedProcess[str]:
+    if uid is not None:
+        pytest.skip("containerd runs as root, and so does what it runs")
+    with libctrd.connect(daemon.address, namespace=new_namespace()) as client:
+        done = libctrd.run(spec=document, capture_output=True, client=client)
+    assert done.stdout is not None
+    assert done.stderr is not None
+    return subprocess.CompletedProcess([], done.exit_code, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture

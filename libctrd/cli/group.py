@@ -47,6 +47,8 @@ class Settings:
         """The client of the engine that was chosen."""
         from libctrd.engine import connect
 
+        # What fails is told by us, in one line; gRPC would write lines of its own to stderr as well.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return connect(self.address, runtime=self.runtime, namespace=self.namespace)
 
 

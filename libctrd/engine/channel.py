@@ -7,6 +7,7 @@ only an engine over a socket does so.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,10 @@ from libctrd.errors import (
     RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
+    from_os_error,
 )
 
+_DESCRIPTORS: Final = 24  # what gRPC opens for a channel and its threads, and as many again for what comes after
 _LARGEST_MESSAGE: Final = 16 << 20  # containerd's own limit
 
 _OPTIONS: Final = (
@@ -195,6 +198,7 @@ class Channel:
             if self._closed:
                 raise ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
             if self._channel is None:
+                _check_room(doing)
                 self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
             make = {
                 (False, False): self._channel.unary_unary,
@@ -210,6 +214,19 @@ class Channel:
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
+
+
+def _check_room(doing: str) -> None:
+    """Raises `UnavailableError` when so few descriptors are free that gRPC could not work: it ends the process then."""
+    held = []
+    try:
+        for _ in range(_DESCRIPTORS):
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise from_os_error(error, f"{doing}: open the descriptors of a connection (open)") from error
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 class Stream(Iterator[Any]):
