@@ -344,10 +344,11 @@ class Exits:
                 log.debug("process %s of container %s: %s", live.name, live.id, error)
                 self._wait(live)
                 continue
-            if process.status == STOPPED:
-                self._tell(live, exit_status(process.exit_status, process.exited_at))
-            else:
-                if live.name == INIT and live.paused != (process.status in PAUSED):
+            status = exit_status(process.exit_status, process.exited_at)
+            if process.status == STOPPED and status.known:
+                self._tell(live, status)
+            else:  # the runtime says that one has stopped a moment before the shim has reaped it: the wait tells then
+                if process.status != STOPPED and live.name == INIT and live.paused != (process.status in PAUSED):
                     self._paused(live.id, not live.paused)
                 self._wait(live)
                 with self._lock:
