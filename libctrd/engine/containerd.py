@@ -395,6 +395,7 @@ class ContainerdEngine(Operations):
 
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. While containerd is away it is put off until it is back."""
+        self._start_is_over(id)  # one that failed before it came to `create`
         try:
             self._delete(id, force)
         except (UnavailableError, DeadlineError) as error:
