@@ -17,8 +17,9 @@ from containerd_kit import Containerd, left_behind, new_namespace, nothing_left
 from field_kit import Make, until
 
 import libctrd
-from libctrd import NULL, PIPE, engine
+from libctrd import NULL, PIPE, engine, reactor
 from libctrd.engine.channel import Channel
+from libctrd.engine.exits import CONFIRM_SECONDS
 from libctrd.errors import DeadlineError, UnavailableError
 
 SECONDS = 1.0
@@ -28,6 +29,7 @@ WAIT = "containerd.services.tasks.v1.Tasks/Wait"
 START = "containerd.services.tasks.v1.Tasks/Start"
 DELETE_TASK = "containerd.services.tasks.v1.Tasks/Delete"
 DELETE = "containerd.services.containers.v1.Containers/Delete"
+PUBLISH = "containerd.services.events.v1.Events/Publish"
 
 
 class Fault:
@@ -142,3 +144,24 @@ def test_an_end_in_which_the_daemon_fails(
         until(lambda: not left_behind(daemon, namespace), 20)
     nothing_left(daemon, namespace)
     until(lambda: threads() <= before, 20)
+
+
+# C26
+def test_a_daemon_that_is_stopped_gets_few_messages(daemon: Containerd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its socket is full gRPC would end no call any more, whatever the limit for that is."""
+    sent, enough = [], threading.Event()
+    future = Channel.future
+
+    def counted(channel: Channel, method: str, request: Any, **how: Any) -> Any:
+        if method == PUBLISH:
+            sent.append(method)
+            reactor.shared().later(20 * CONFIRM_SECONDS, enough.set)
+        return future(channel, method, request, **how)
+
+    monkeypatch.setattr(Channel, "future", counted)
+    with libctrd.connect(daemon.address, namespace=new_namespace()) as client:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        client._engine._exits.start()  # type: ignore[attr-defined]
+        assert enough.wait(10)
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert len(sent) == 1

@@ -162,23 +162,21 @@ def waits_at_any_moment(client: Client, spec: Make, state_dir: str, remover: str
     until(lambda: not any(leftovers(state_dir).values()))  # a shim that removes its container ends a moment later
 
 
-def test_more_who_wait_than_a_shim_has_places_for_get_the_code_too(any_client: Client, spec: Make) -> None:
+def test_more_who_wait_than_a_shim_has_places_for_get_the_code_too(
+    any_client: Client, spec: Make, engine: Place
+) -> None:
     container = any_client.create("web", spec("cat; exit 49"))
     container.start()
     others = [libctrd.connect(any_client.address) for _ in range(70)]
-    waiting = [threading.Event() for _ in others]
     codes: list[int] = []
 
     def wait(number: int) -> None:
-        theirs = others[number].get("web")
-        waiting[number].set()
-        codes.append(theirs.wait(WAIT).code)
+        codes.append(others[number].get("web").wait(WAIT).code)
 
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(len(others))]
     for thread in threads:
         thread.start()
-    for event in waiting:
-        assert event.wait(WAIT)
+    until(lambda: all(engine.watches(other, "web") for other in others), WAIT)  # who comes too late is refused
     container.signal("KILL")  # there is always room for a request, whoever waits
     assert container.wait(WAIT).code == 137
     for thread in threads:

@@ -21,7 +21,7 @@ import libctrd
 from libctrd import DETACHED, NULL, PIPE
 from libctrd.client import Client
 from libctrd.engine import cgroups
-from libctrd.errors import InvalidArgumentError, UnsupportedError
+from libctrd.errors import InvalidArgumentError, UnavailableError, UnsupportedError
 
 
 @pytest.fixture
@@ -57,6 +57,13 @@ def left(place: str) -> list[str]:
 
 def connected(place: str, namespace: str = "own") -> Client:
     return libctrd.connect(f"containerd:{place}", namespace=namespace)
+
+
+def answers(client: Client) -> bool:
+    try:
+        return bool(client.info().version)
+    except UnavailableError:
+        return False
 
 
 def test_it_comes_when_it_is_wanted_and_goes_when_it_is_told(place: str, rootfs: str) -> None:  # C23
@@ -133,6 +140,7 @@ def test_one_that_is_killed_comes_back_by_itself_and_loses_nothing(place: str, r
             assert container.stdout.read() == b"out %d\n" % n
             assert container.wait(WAIT).code == n
         until(lambda: os.path.exists(f"{place}/containerd.pid") and pid_of(place) != pid, "its restart", WAIT)
+        until(lambda: answers(client), "an answer of the new one", WAIT)
         until(lambda: not left(place) or len(left(place)) == 1, f"only the daemon: {left(place)}", WAIT)
         assert sorted(recorder.of("n3")) == ["exit", "start-container"]
         assert libctrd.run(["true"], rootfs=rootfs, client=client).exit_code == 0

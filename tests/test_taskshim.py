@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import psutil
 import pytest
 from containerd_kit import Containerd, new_namespace, until
 
+from libctrd import protos
 from libctrd.engine import taskshim
 from libctrd.engine.taskshim import TASKS, Address, Watch
 from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError, UnavailableError, UnsupportedError
@@ -76,6 +79,13 @@ def heard(watch: Watch) -> ExitStatus:
         if status is not None:
             return status
     raise AssertionError("the shim told nothing")
+
+
+def stop(process: psutil.Process) -> None:
+    """Returns when each of its threads has stopped: one that has not may answer still."""
+    process.suspend()
+    tasks = Path(f"/proc/{process.pid}/task")
+    until(lambda: all(" T " in (task / "stat").read_text() for task in tasks.iterdir()), "a stop of all threads")
 
 
 # ---- where the shim is -----------------------------------------------------------------------------------------------
@@ -155,6 +165,7 @@ def test_a_bundle_that_cannot_be_understood_is_a_clear_error(
 def test_who_is_not_root_is_told_that_only_root_may_ask(one: Waiting) -> None:
     script = f"""
 import os
+from libctrd import protos
 from libctrd.engine import taskshim
 from libctrd.engine.taskshim import Address
 from libctrd.errors import UnavailableError
@@ -230,7 +241,7 @@ def test_what_the_shim_does_not_know_is_not_found(one: Waiting) -> None:
 # C26
 def test_a_stopped_shim_costs_the_time_that_was_given(one: Waiting) -> None:
     (shim,) = one.daemon.shims(one.namespace)
-    shim.suspend()
+    stop(shim)
     try:
         with pytest.raises(CtrdError, match="in time"):
             taskshim.status(one.address, "one", timeout=0.1)
@@ -356,7 +367,7 @@ def test_one_shim_that_hangs_keeps_no_other_from_being_heard(
         one.end(3)
     until(lambda: len(taskshim.ended(daemon.state)) == 3, "three ends")
     hanging = next(shim for shim in daemon.shims() if "c1" in shim.cmdline())
-    hanging.suspend()
+    stop(hanging)
     begin = time.monotonic()
     found = taskshim.ended(daemon.state, timeout=0.3)
     assert time.monotonic() - begin < 5
@@ -408,6 +419,43 @@ def test_who_answers_nonsense_is_a_clear_error_and_stops_nobody(tmp_path: Path, 
         watch.on_readable()
     watch.close()
     assert taskshim.ended(str(tmp_path)) == []
+    thread.join()
+    listener.close()
+    os.close(directory)
+
+
+# C26
+@pytest.mark.parametrize("code", [0, 137])
+def test_an_end_that_the_shim_has_not_reaped_yet_is_waited_for(tmp_path: Path, bundle: Path, code: int) -> None:
+    """It asks the OCI runtime for a process's state, and that calls stopped what is a zombie."""
+    directory = os.open(tmp_path, os.O_PATH)
+    path = f"/proc/self/fd/{directory}/s"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    package = protos.package("containerd.task.v3")
+    ended = package.WaitResponse(exit_status=code)
+    ended.exited_at.FromSeconds(1_700_000_000)
+    stopped = package.StateResponse(id="one", status=3)
+
+    def serve() -> None:
+        for _ in range(2):
+            for answer in (stopped, ended):
+                peer, _ = listener.accept()
+                wanted = peer.recv(4096)
+                assert (b"State" in wanted) == (answer is stopped)
+                payload = answer.SerializeToString()
+                reply = b"\x12" + bytes([len(payload)]) + payload
+                peer.sendall(struct.pack(">IIBB", len(reply), 1, 2, 0) + reply)
+                peer.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    (bundle / "bootstrap.json").write_text(json.dumps({"version": 3, "address": f"unix://{path}"}))
+    status = taskshim.status(taskshim.find(str(tmp_path), "default", "one"), "one")
+    assert status is not None
+    assert (status.code, status.known) == (code, True)
+    assert [end.status for end in taskshim.ended(str(tmp_path))] == [status]
     thread.join()
     listener.close()
     os.close(directory)

@@ -120,11 +120,13 @@ class ContainerdEngine(Operations):
         """See `Engine.snapshot`."""
         try:
             process = self._process(id)
+            status = _STATUS.get(process.status, "stopped")
+            how = exit_status(process.exit_status, process.exited_at)
+            if status == "stopped" and not how.known:  # the runtime sees an end a moment before the shim has reaped it
+                how = self._see_end(id)
         except NotFoundError:
             return self._without_task(id)
-        status = _STATUS.get(process.status, "stopped")
         if status == "stopped":
-            how = exit_status(process.exit_status, process.exited_at)
             oom_killed = cgroups.oom_kills(self.record(id).cgroup) > 0
             return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
@@ -132,6 +134,12 @@ class ContainerdEngine(Operations):
     def _process(self, id: str, exec_id: str = "") -> Any:
         request = protos.message("containerd.services.tasks.v1.GetRequest")(container_id=ids.check(id), exec_id=exec_id)
         return self._call(f"{TASKS}/Get", request, f"look at container {id!r}").process
+
+    def _see_end(self, id: str) -> ExitStatus:
+        """Waits for the end of a container that ends."""
+        wait = protos.message("containerd.services.tasks.v1.WaitRequest")(container_id=id)
+        reply = self._call(f"{TASKS}/Wait", wait, f"see the end of container {id!r}", DELETE_SECONDS)
+        return exit_status(reply.exit_status, reply.exited_at)
 
     def _without_task(self, id: str) -> Snapshot:
         """A container without a task was not started yet; or newer daemons have forgotten how it ended (C26)."""
@@ -387,6 +395,7 @@ class ContainerdEngine(Operations):
 
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. While containerd is away it is put off until it is back."""
+        self._start_is_over(id)  # one that failed before it came to `create`
         try:
             self._delete(id, force)
         except (UnavailableError, DeadlineError) as error:
@@ -439,8 +448,7 @@ class ContainerdEngine(Operations):
             if _STATUS[process.status] == "paused":  # frozen by cgroup v1, it takes no signal
                 with contextlib.suppress(CtrdError):
                     self.resume(id)
-            wait = protos.message("containerd.services.tasks.v1.WaitRequest")(container_id=id)
-            self._call(f"{TASKS}/Wait", wait, f"see the end of container {id!r}", DELETE_SECONDS)
+            self._see_end(id)
         except NotFoundError:
             pass  # there is none
 

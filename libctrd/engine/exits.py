@@ -232,7 +232,11 @@ class Exits:
         return self._stream
 
     def _publish(self) -> None:
-        """Publishes the event of ours, again and again until it was seen: containerd sends none to who comes later."""
+        """Publishes the event of ours, again and again until it was seen: containerd sends none to who comes later.
+
+        Only one is ever under way. A daemon that is stopped takes some two hundred messages, and from the next on gRPC
+        ends no call of the channel any more, whatever its deadline is.
+        """
         if self._ready.is_set() or self._closing.is_set():
             return
         stream = self._stream
@@ -240,13 +244,14 @@ class Exits:
             "containerd.events.TaskPaused", protos.message("containerd.events.TaskPaused")().SerializeToString()
         )
         request = protos.package("containerd.services.events.v1").PublishRequest(topic=self._marker, event=event)
-        self._channel.future(f"{EVENTS}/Publish", request)
 
         def once_more() -> None:
             if stream is self._stream:
-                self._publish()
+                with contextlib.suppress(ClosedError):  # just now
+                    self._publish()
 
-        self._reactor.later(CONFIRM_SECONDS, once_more)
+        sent = self._channel.future(f"{EVENTS}/Publish", request)
+        sent.add_done_callback(lambda _: self._reactor.later(CONFIRM_SECONDS, once_more))
 
     def _handle(self, envelope: Any) -> None:
         kind = envelope.topic.rpartition("/")[2]
@@ -339,10 +344,11 @@ class Exits:
                 log.debug("process %s of container %s: %s", live.name, live.id, error)
                 self._wait(live)
                 continue
-            if process.status == STOPPED:
-                self._tell(live, exit_status(process.exit_status, process.exited_at))
-            else:
-                if live.name == INIT and live.paused != (process.status in PAUSED):
+            status = exit_status(process.exit_status, process.exited_at)
+            if process.status == STOPPED and status.known:
+                self._tell(live, status)
+            else:  # the runtime says that one has stopped a moment before the shim has reaped it: the wait tells then
+                if process.status != STOPPED and live.name == INIT and live.paused != (process.status in PAUSED):
                     self._paused(live.id, not live.paused)
                 self._wait(live)
                 with self._lock:

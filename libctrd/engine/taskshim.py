@@ -34,6 +34,7 @@ ENDED_SECONDS: Final = 5.0
 _BUNDLE: Final = re.compile(rf"(/.*)/{re.escape(TASKS)}/[^/]+/[^/]+(?: \(deleted\))?\Z")
 _LARGEST_FILE: Final = 1 << 16
 _AT_ONCE: Final = 64  # connections of `ended`: far below any limit on descriptors
+_STATE, _WAIT = "State", "Wait"
 _STOPPED: Final = 3  # of containerd.v1.types.Status
 
 
@@ -128,15 +129,20 @@ def _read(bundle: str, name: str) -> bytes | None:
 def status(address: Address, id: str, exec_id: str = "", timeout: float = STATUS_SECONDS) -> ExitStatus | None:
     """How the process ended; ``None`` when it has not. Takes about a millisecond.
 
-    An end without a time is one that nobody saw, of a process that could not be started: ``known`` is false then.
+    ``known`` is false for a process that could not be started.
     Raises `NotFoundError` when the shim has gone or does not know the process, `DeadlineError` when there was no
     answer within *timeout* seconds, `UnavailableError` when this user may not ask.
     """
-    call = _ask(address, "State", id, exec_id, timeout)
-    try:
-        return _state(call.wait(time.monotonic() + timeout), address)
-    finally:
-        call.close()
+    deadline = time.monotonic() + timeout
+    for method in (_STATE, _WAIT):
+        call = _ask(address, method, id, exec_id, max(0.001, deadline - time.monotonic()))
+        try:
+            status = _answer(method, call.wait(deadline), address)
+        finally:
+            call.close()
+        if status is None or status.known:
+            break
+    return status
 
 
 class Watch:
@@ -150,7 +156,7 @@ class Watch:
         A process that has ended is told at once; one that the shim does not know is `on_readable`'s to raise.
         """
         self._address = address
-        self._call = _ask(address, "Wait", id, exec_id, None)
+        self._call = _ask(address, _WAIT, id, exec_id, None)
 
     def fileno(self) -> int:
         """What becomes readable when there is something to hear; -1 when it is closed."""
@@ -165,8 +171,7 @@ class Watch:
         reply = self._call.receive()
         if reply is None:
             return None
-        answer = _decode(self._address, "WaitResponse", reply)
-        return _exit_status(answer)
+        return _answer(_WAIT, reply, self._address)
 
     def close(self) -> None:
         """Waits no more. Idempotent. A reactor must have been told to forget the descriptor before."""
@@ -189,41 +194,49 @@ def ended(state_dir: str, timeout: float = ENDED_SECONDS) -> list[Ended]:
 def _ask_group(state_dir: str, group: list[tuple[str, str, str]], deadline: float) -> list[Ended]:
     """`ended` for some processes, each of which has a connection for it."""
     found: list[Ended] = []
-    calls: dict[int, tuple[Address, Call, tuple[str, str, str]]] = {}
+    calls: dict[int, tuple[str, Address, Call, tuple[str, str, str]]] = {}
     look = select.poll()
+
+    def ask(method: str, process: tuple[str, str, str]) -> None:
+        namespace, id, exec_id = process
+        try:
+            address = find(state_dir, namespace, id)
+            call = _ask(address, method, id, exec_id, max(0.001, deadline - time.monotonic()))
+        except CtrdError as error:
+            # One whose shim was killed is nothing new; the rest (a damaged file, a shim that hangs) may be wanted.
+            log.log(logging.DEBUG if isinstance(error, NotFoundError) else logging.WARNING, "%s", error)
+            return
+        calls[call.fileno()] = method, address, call, process
+        look.register(call.fileno(), select.POLLIN)
+
     try:
-        for namespace, id, exec_id in group:
-            try:
-                address = find(state_dir, namespace, id)
-                call = _ask(address, "State", id, exec_id, max(0.001, deadline - time.monotonic()))
-            except CtrdError as error:
-                # One whose shim was killed is nothing new; the rest (a damaged file, a shim that hangs) may be wanted.
-                log.log(logging.DEBUG if isinstance(error, NotFoundError) else logging.WARNING, "%s", error)
-                continue
-            calls[call.fileno()] = address, call, (namespace, id, exec_id)
-            look.register(call.fileno(), select.POLLIN)
+        for process in group:
+            ask(_STATE, process)
         while calls:
             ready = look.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
-                names = ", ".join(f"{process[0]}/{process[1]}" for _, _, process in calls.values())
+                names = ", ".join(f"{process[0]}/{process[1]}" for _, _, _, process in calls.values())
                 log.warning("these shims of containerd did not say in time whether their process has ended: %s", names)
                 break
             for fd, _ in ready:
-                address, call, process = calls[fd]
+                method, address, call, process = calls[fd]
+                status = None
                 try:
                     reply = call.receive()
                     if reply is None:
                         continue
-                    status = _state(reply, address)
-                    if status is not None:
-                        found.append(Ended(*process, status))
+                    status = _answer(method, reply, address)
                 except CtrdError as error:
                     log.debug("%s", error)
                 look.unregister(fd)
                 del calls[fd]
                 call.close()
+                if status is not None and not status.known and method == _STATE:
+                    ask(_WAIT, process)
+                elif status is not None:
+                    found.append(Ended(*process, status))
     finally:
-        for _, call, _ in calls.values():
+        for _, _, call, _ in calls.values():
             call.close()
     return found
 
@@ -272,9 +285,16 @@ def _ask(address: Address, method: str, id: str, exec_id: str, timeout: float | 
     )
 
 
-def _state(reply: bytes, address: Address) -> ExitStatus | None:
-    answer = _decode(address, "StateResponse", reply)
-    return _exit_status(answer) if answer.status == _STOPPED else None
+def _answer(method: str, reply: bytes, address: Address) -> ExitStatus | None:
+    """How a process has ended, from the answer to one of two questions; ``None`` when it has not.
+
+    ``known`` is false when no time is told. ``State``, which has from the OCI runtime that a process has ended, says so
+    for a moment too, until the shim has reaped it; ``Wait`` does it only for one that was never started.
+    """
+    answer = _decode(address, f"{method}Response", reply)
+    if method == _STATE and answer.status != _STOPPED:
+        return None
+    return _exit_status(answer)
 
 
 def _decode(address: Address, name: str, reply: bytes) -> Any:
