@@ -1,4 +1,4 @@
-"""The default spec in the real runtimes, runc and crun, and in containerd: what a container of it finds inside."""
+"""The default spec in real runtimes, runc and crun, and in containerd: what a container that got it finds inside."""
 
 from __future__ import annotations
 
