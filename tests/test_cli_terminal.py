@@ -139,7 +139,6 @@ def test_a_terminal_for_the_container_needs_none_of_ours(each_ctrd: Ctrd) -> Non
     assert process.wait() == 0
 
 
-@pytest.mark.cannot("containerd", "end the input of a terminal: its shim hangs the terminal up", raises=AssertionError)
 @pytest.mark.parametrize(("given", "shown"), [(b"x\n", b"x\r\nx\r\n"), (b"x", b"xx"), (b"", b"")])
 def test_the_end_of_our_input_reaches_a_program_through_its_terminal(
     each_ctrd: Ctrd, given: bytes, shown: bytes
