@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from field_kit import until
 
 from libctrd import NULL
 from libctrd.client import Client
@@ -22,6 +23,7 @@ def web(client: Client, spec: Make) -> Iterator[Container]:
     """A container that runs until it is ended."""
     container = client.create("web", spec("trap 'exit 0' TERM; sleep 1000 & wait", env=["FROM=container"]))
     container.start(NULL)
+    until(lambda: len(container.pids()) == 2)  # its shell, and what that waits for
     yield container
     container.clean(force=True)
 
