@@ -194,13 +194,14 @@ def test_environment_directory_and_mounts_are_the_callers(inside: Callable[..., 
     source = place / "source"
     source.mkdir(exist_ok=True)
     (source / "file").write_text("from the host\n")
+    scratch = f"/scratch-{os.urandom(4).hex()}"  # runc gives the mode of a directory that is there to what it mounts
     mounts = [
         spec.parse_mount(f"type=bind,source={source},target=/data,ro"),
-        spec.parse_mount("type=tmpfs,target=/scratch,tmpfs-size=1m,tmpfs-mode=1770"),
+        spec.parse_mount(f"type=tmpfs,target={scratch},tmpfs-size=1m,tmpfs-mode=1770"),
     ]
     shows = 'pwd; echo "$A"; cat /data/file; touch /data/x 2>&1 | grep -o Read-only'
     output = inside(
-        f"{shows}; stat -c %a /scratch; grep -c size=1024k.*mode=1770 /proc/mounts",
+        f"{shows}; stat -c %a {scratch}; grep -c size=1024k.*mode=1770 /proc/mounts",
         env={"A": "x y"},
         cwd="/tmp",
         mounts=mounts,
