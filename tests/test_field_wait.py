@@ -207,13 +207,12 @@ def test_after_kill_9_of_its_client_a_new_process_waits_and_gets_the_code(
     assert nothing_in(state_dir)
 
 
-@pytest.mark.local("the shim of a container whose client was killed amid its create waits half a minute for a reader")
 def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
-    any_client: Client, rootfs: str, state_dir: str
+    any_client: Client, engine: Place, rootfs: str, state_dir: str
 ) -> None:
     """The client dies somewhere between the directory and the container; a new one lists it and gets rid of it."""
     seen = set()
-    for delay in range(0, 80, 4):
+    for delay in range(0, 80, 4) if engine.kind == "local" else range(0, 160, 16):
         process = python(
             """
             import os, sys, threading, time
@@ -236,7 +235,8 @@ def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
             container.clean(force=True)
         any_client.create("web", libctrd.spec.default(["/bin/true"], rootfs)).clean()  # the id is free again
     until(lambda: not any(leftovers(state_dir).values()))
-    assert len(seen) > 1, f"only {seen} was met: the moments are badly chosen"
+    # In containerd most of a start is the create, in which all moments look the same.
+    assert len(seen) > (engine.kind == "local"), f"only {seen} was met: the moments are badly chosen"
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
