@@ -1,4 +1,4 @@
-"""What the tests of further processes share: a container that runs, and looks at a process's fifos and output."""
+"""What the tests of further processes share: a container to run them in, and looks at one process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from field_kit import until
 
 from libctrd import NULL
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.process import Process
 
+WAIT = 30.0
 Make = Callable[..., dict[str, Any]]
 
 
@@ -21,6 +23,7 @@ def web(client: Client, spec: Make) -> Iterator[Container]:
     """A container that runs until it is ended."""
     container = client.create("web", spec("trap 'exit 0' TERM; sleep 1000 & wait", env=["FROM=container"]))
     container.start(NULL)
+    until(lambda: len(container.pids()) == 2)  # its shell, and what that waits for
     yield container
     container.clean(force=True)
 

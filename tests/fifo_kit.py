@@ -59,8 +59,8 @@ class Background:
         except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
             self._error = error
 
-    def result(self) -> Any:
-        self._thread.join(LONG)
+    def result(self, seconds: float = LONG) -> Any:
+        self._thread.join(seconds)
         assert not self._thread.is_alive(), "the thread never came back"
         if self._error is not None:
             raise self._error

@@ -128,11 +128,17 @@ def test_without_i_our_terminal_stays_as_it_is(ctrd: Ctrd, terminal: Terminal) -
 def test_a_terminal_for_the_container_needs_none_of_ours(each_ctrd: Ctrd) -> None:
     done = each_ctrd.run("-t", "sh", "-c", "test -t 0 && test -t 1 && echo terminal; exit 3")
     assert (done.stdout, done.stderr, done.returncode) == (b"terminal\r\n", b"", 3)
-    done = each_ctrd.run("-i", "-t", "sh", "-c", "read x; echo got $x", input=b"hello\n")
-    assert (done.stdout, done.returncode) == (b"hello\r\ngot hello\r\n", 0)
+    # Its end is told apart below: a shim of containerd hangs the terminal up then, and what was not read yet is lost.
+    arguments = ["run", "--rootfs", each_ctrd.rootfs, "-i", "-t", "sh", "-c", "read x; echo got $x"]
+    process = each_ctrd.popen(*arguments, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert process.stdout.read() == b"hello\r\ngot hello\r\n"
+    assert process.wait() == 0
 
 
-@pytest.mark.cannot("containerd", "end the input of a terminal: its shim hangs the terminal up", raises=AssertionError)
 @pytest.mark.parametrize(("given", "shown"), [(b"x\n", b"x\r\nx\r\n"), (b"x", b"xx"), (b"", b"")])
 def test_the_end_of_our_input_reaches_a_program_through_its_terminal(
     each_ctrd: Ctrd, given: bytes, shown: bytes

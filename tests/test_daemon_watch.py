@@ -144,6 +144,12 @@ class Moody:
     def ended(self, directory: str) -> list[Ended]:
         return []
 
+    def ends(self, directory: str) -> Moody:
+        return self
+
+    def heard(self) -> list[Ended]:
+        return []
+
     def ask(self, seconds: float) -> None:
         assert seconds <= 3
         self.asked += 1
@@ -236,6 +242,30 @@ def test_the_shims_are_asked_before_it_is_started(place: Place, rootfs: str) -> 
     ((ends, running),) = told
     assert not running
     assert [(end.namespace, end.id, end.status.code) for end in ends] == [(namespace, "one", 137)]
+
+
+# C23, C26
+def test_an_end_in_the_moment_of_its_start_is_told_too(place: Place, rootfs: str) -> None:
+    daemon = place.daemon()
+    daemon.start()
+    namespace = new_namespace()
+    tasks = [place.run(namespace, f"c{number}", rootfs, "/bin/sleep", "1000") for number in range(3)]
+    daemon.stop()
+    told: list[list[Ended]] = []
+
+    def after_the_look(ended: list[Ended]) -> None:
+        told.append(ended)
+        if len(told) == 1:
+            for task in tasks:
+                os.kill(task, signal.SIGKILL)
+
+    again = place.daemon(before_start=after_the_look)
+    again.start()
+    none, ends = told
+    assert none == []
+    assert sorted((end.namespace, end.id, end.status.code, end.status.known) for end in ends) == [
+        (namespace, f"c{number}", 137, True) for number in range(3)
+    ]
 
 
 # ---- stopped ---------------------------------------------------------------------------------------------------------

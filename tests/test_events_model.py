@@ -145,7 +145,7 @@ def act_all(threads: list[Callable[[], None]]) -> None:
         act()
 
     for thread in [Background(begin, act) for act in threads]:
-        thread.result()
+        thread.result(WAIT)
 
 
 @pytest.mark.timeout(300)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from client_kit import Recorder
 from engine_kit import Place
-from exec_kit import Make, close, fifos, output, web
+from exec_kit import WAIT, Make, close, fifos, output, web
 from field_kit import census, more_than, until
 
 import libctrd
@@ -24,14 +25,14 @@ from libctrd.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeFailedError,
-    UnavailableError,
     UnsupportedError,
 )
 
 pytestmark = pytest.mark.containerd("the local engine runs no further processes")
 
-WAIT = 30.0
-__all__ = ["web"]  # a fixture of another file
+UNREAD = 131_072
+
+__all__ = ["web"]  # the fixture
 
 
 @pytest.mark.local("it tells what the local engine says instead")
@@ -227,116 +228,6 @@ def test_a_name_that_cannot_be_is_refused(engine: Place, web: Container, name: A
     assert web.status == "running"
 
 
-# ---- stdin (C7) ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["closed", "closed in the callback", "/dev/null", "a pipe at its end", "null"])
-def test_the_end_of_its_input_ends_it(web: Container, how: str) -> None:  # C7, nerdctl 5042
-    if how == "closed":
-        process = web.exec(["cat"], Stdio(PIPE, NULL, NULL))
-        assert process.stdin is not None
-        process.stdin.close()
-        process.stdin.close()
-    elif how == "closed in the callback":
-        process = web.exec(["cat"], lambda pipe: pipe.stdin.close())  # type: ignore[union-attr]
-    elif how == "null":
-        process = web.exec(["cat"], NULL)
-    else:
-        reader = os.open("/dev/null", os.O_RDONLY)
-        if how == "a pipe at its end":
-            os.close(reader)
-            reader, writer = os.pipe()
-            os.close(writer)
-        process = web.exec(["cat"], Stdio(reader, NULL, NULL))
-        os.close(reader)
-    assert process.wait(WAIT).code == 0
-    close(process)
-
-
-def test_the_engine_is_told_at_once_by_whoever_closes_first(
-    client: Client, web: Container, monkeypatch: pytest.MonkeyPatch
-) -> None:  # C7
-    told: list[tuple[str, str, str]] = []
-    tell = client._engine.close_stdin
-
-    def record(id: str, process: str) -> None:
-        told.append((id, process, threading.current_thread().name))
-        tell(id, process)
-
-    monkeypatch.setattr(client._engine, "close_stdin", record)
-    process = web.exec(["cat"], Stdio(PIPE, NULL, NULL), name="x")
-    assert process.stdin is not None
-    process.stdin.close()
-    assert told == [("web", "x", threading.current_thread().name)]
-    process.stdin.close()
-    assert process.wait(WAIT).code == 0
-    assert len(told) == 1
-
-
-@pytest.mark.parametrize(("error", "raised"), [(NotFoundError("gone"), False), (UnavailableError("refused"), True)])
-def test_the_engines_error_is_the_closers_unless_it_is_that_the_process_is_gone(
-    client: Client, web: Container, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: bool
-) -> None:  # C7
-    process = web.exec(["cat"], Stdio(PIPE, NULL, NULL))
-    assert process.stdin is not None
-
-    def refuse(id: str, process: str) -> None:
-        raise error
-
-    with monkeypatch.context() as patched:
-        patched.setattr(client._engine, "close_stdin", refuse)
-        if raised:
-            with pytest.raises(UnavailableError, match="refused"):
-                process.stdin.close()
-        else:
-            process.stdin.close()
-    assert process.stdin.closed
-    process.signal("KILL")
-    assert process.wait(WAIT).code == 137
-
-
-def test_its_input_arrives_whole(web: Container) -> None:  # C28
-    data = os.urandom(1 << 20)
-    process = web.exec(["cat"])
-    assert process.stdin is not None
-    writer = threading.Thread(target=lambda: (process.stdin.write(data), process.stdin.close()))  # type: ignore[union-attr]
-    writer.start()
-    assert output(process) == data
-    writer.join(WAIT)
-    assert process.wait(WAIT).code == 0
-    close(process)
-
-
-# ---- a terminal ------------------------------------------------------------------------------------------------------
-
-
-def test_it_can_have_a_terminal(web: Container) -> None:  # C13, C20, C21
-    process = web.exec(["sh", "-c", "read x; tty; stty size; echo err >&2; exit 3"], terminal=True, name="t")
-    assert fifos(web) == ["t-stdin", "t-stdout"]
-    process.resize(123, 45)
-    assert process.stdin is not None
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    process.stdin.write(b"go\n")
-    text = output(process)
-    assert b"45 123" in text
-    assert b"err\r\n" in text
-    assert b"/dev/" in text
-    assert process.wait(WAIT).code == 3
-    with pytest.raises(NotFoundError):
-        process.resize(80, 24)
-    close(process)
-
-
-def test_one_without_a_terminal_has_no_size(web: Container) -> None:  # C20
-    process = web.exec(["cat"], Stdio(PIPE, NULL, NULL))
-    with pytest.raises(InvalidArgumentError, match="no terminal"):
-        process.resize(80, 24)
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(WAIT).code == 0
-
-
 # ---- ends ------------------------------------------------------------------------------------------------------------
 
 
@@ -421,3 +312,79 @@ def test_many_at_once_get_their_own_output_and_their_own_code(web: Container) ->
         thread.join(WAIT)
     assert not failures, failures
     assert fifos(web) == []
+
+
+# ---- its output (C28) ------------------------------------------------------------------------------------------------
+
+
+def test_wait_returns_after_the_sink_has_it_all(web: Container) -> None:  # C28
+    reader, writer = os.pipe()
+    process = web.exec(["sh", "-c", "yes | head -c 3000000; exit 4"], Stdio(NULL, writer, NULL))
+    os.close(writer)
+    with pytest.raises(DeadlineError):
+        process.wait(0.3)  # nobody reads: it is held back
+    got = 0
+    while chunk := os.read(reader, 1 << 16):
+        got += len(chunk)
+    assert got == 3_000_000
+    assert process.wait(WAIT).code == 4
+    os.close(reader)
+
+
+def test_output_that_a_child_keeps_open_is_waited_for_as_long_as_the_caller_says(web: Container) -> None:  # C28
+    process = web.exec(["sh", "-c", "sleep 1000 & echo mine; exit 5"], drain_timeout=0.3)
+    assert process.wait(WAIT).code == 5
+    assert process.stdout is not None
+    assert process.stdout.read(5) == b"mine\n"
+    close(process)
+
+
+@pytest.mark.timeout(90)
+def test_what_is_unread_at_the_exit_is_all_there_twelve_seconds_later(
+    client: Client, web: Container, spec: Make
+) -> None:  # C28: the bar, in run and in exec
+    script = f"yes 0123456 | head -c {UNREAD}; exit 6"
+    container = client.create("other", spec(script))
+    container.start()
+    process = web.exec(["sh", "-c", script])
+    late = time.monotonic() + 12
+    waits = [container.wait, process.wait]
+    assert threading.Event().wait(late - time.monotonic()) is False
+    wanted = (b"0123456\n" * UNREAD)[:UNREAD]
+    assert container.stdout is not None
+    assert container.stdout.read() == wanted
+    assert output(process) == wanted
+    assert [wait(WAIT).code for wait in waits] == [6, 6]
+    container.stdout.close()
+    close(process)
+
+
+# ---- in containers of others -----------------------------------------------------------------------------------------
+
+
+def test_it_runs_in_a_container_that_another_client_has_started(engine: Place, web: Container) -> None:
+    with engine.connect() as other:
+        process = other.get("web").exec(["sh", "-c", "echo $FROM; exit 2"], Stdio(NULL, PIPE, NULL))
+        assert output(process) == b"container\n"
+        assert process.wait(WAIT).code == 2
+    assert web.status == "running"
+
+
+def test_it_runs_in_a_container_that_ctr_has_made(client: Client, engine: Place, rootfs: str) -> None:
+    engine.daemon.run(engine.namespace, "theirs", rootfs, "/bin/sleep", "1000")  # type: ignore[attr-defined]
+    container = client.get("theirs")
+    assert container.spec()["process"]["args"] == ["/bin/sleep", "1000"]
+    process = container.exec(["/bin/sh", "-c", "/bin/cat; exit 2"])
+    assert process.stdin is not None
+    process.stdin.write(b"hello")
+    process.stdin.close()
+    assert output(process) == b"hello"
+    assert process.wait(WAIT).code == 2
+    close(process)
+    assert not os.path.exists(container.bundle), "of theirs nothing stays with us"
+    with pytest.raises(InvalidArgumentError, match="running"):
+        container.clean()
+    assert container.status == "running"
+    container.clean(force=True)
+    with pytest.raises(NotFoundError):
+        client.get("theirs")

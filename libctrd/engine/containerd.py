@@ -34,6 +34,7 @@ from libctrd.errors import (
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Status
+from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
     from libctrd.engine.daemon import Daemon
@@ -78,6 +79,7 @@ class ContainerdEngine(Operations):
         self._exited: dict[str, ExitStatus] = {}
         self._cgroups: dict[str, str] = {}
         self._oom: set[str] = set()
+        self._terminals: set[tuple[str, str]] = set()  # the processes that this client gave one, by container and name
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -255,6 +257,9 @@ class ContainerdEngine(Operations):
                 self._store.record(record.id)  # raises when it is the container that is not there
             raise
         self._know_cgroup(record)
+        if record.terminal:
+            with self._lock:
+                self._terminals.add((record.id, INIT))
         self._exits.add(record.id, INIT, reply.pid)
         start = package.StartRequest(container_id=record.id)
         try:
@@ -265,6 +270,22 @@ class ContainerdEngine(Operations):
             raise
         assert isinstance(pid, int)
         return pid
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`."""
+        if not self._exits.known(id, process):
+            super().close_stdin(id, process)
+            return
+        record = self._records.get(id)
+        bundle = record.bundle if record is not None else os.path.join(self.root, id)
+        path = fifo_path(bundle, process, "stdin")
+        with self._lock:
+            terminal = (id, process) in self._terminals
+        if terminal:
+            taskio.end_terminal(path)
+            return
+        with taskio.until_read(path):
+            super().close_stdin(id, process)
 
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. A process that could not be started is gone again."""
@@ -284,6 +305,9 @@ class ContainerdEngine(Operations):
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
         self._exits.add(id, name, 0)
+        if request.terminal:
+            with self._lock:
+                self._terminals.add((id, name))
         try:
             with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
@@ -420,6 +444,7 @@ class ContainerdEngine(Operations):
             self._rootfs.remove(record)
         with self._lock:
             self._records.pop(id, None)
+            self._terminals -= {process for process in self._terminals if process[0] == id}
 
     def _keep_exit(self, id: str) -> None:
         with self._lock:

@@ -74,6 +74,16 @@ class Probe(Protocol):
         """Ends a question that is under way, too."""
 
 
+class Ends(Protocol):
+    """What ends while a daemon starts."""
+
+    def heard(self) -> list[Ended]:
+        """What has ended since the last time, or before. Never waits."""
+
+    def close(self) -> None:
+        """Hears of no more."""
+
+
 class Kind(Protocol):
     """What a daemon is. *directory* is the absolute path of the one that is all its own."""
 
@@ -97,6 +107,9 @@ class Kind(Protocol):
     def ended(self, directory: str) -> list[Ended]:
         """What has ended since the daemon is away and what it may not know of when it starts."""
 
+    def ends(self, directory: str) -> Ends:
+        """Hears of what ends from now on, while it starts."""
+
 
 def _ignore(ended: list[Ended]) -> None:
     """For who keeps no account of ends."""
@@ -106,8 +119,8 @@ class Daemon:
     """The daemon of *kind* in the directory *state_dir*. Any thread may call; see the module for who owns what.
 
     *live_on*: whether it outlives this process; if not, the kernel kills it with us. *before_start* gets what has ended
-    while it was away, each time before it is started. *oom_score* is what it is given from -1000 to 1000; where that is
-    not allowed it keeps what it has.
+    while it was away, each time before it is started, and afterwards what has ended before it answered. *oom_score* is
+    what it is given from -1000 to 1000; where that is not allowed it keeps what it has.
 
     Raises `InvalidArgumentError` when a socket's path would be too long; nothing is made then.
     """
@@ -241,9 +254,22 @@ class Daemon:
         program = launch.program(name, self._kind.package)
         self._remove_sockets()
         self._kind.prepare(self.directory)
-        self._before_start(self._kind.ended(self.directory))
+        ends = self._kind.ends(self.directory)  # from before the look on: so nothing that ends falls between
+        try:
+            ended = self._kind.ended(self.directory)
+            self._before_start(ended)
+            try:
+                return self._launch([program, *arguments], lock)
+            finally:
+                more = [end for end in ends.heard() if end not in ended]
+                if more:
+                    self._before_start(more)
+        finally:
+            ends.close()
+
+    def _launch(self, command: list[str], lock: int) -> proc.ProcessRef:
         ref, pidfd = launch.launch(
-            [program, *arguments], pid_file=self.pid_file, log_file=self.log_file, lock=lock, live_on=self._live_on
+            command, pid_file=self.pid_file, log_file=self.log_file, lock=lock, live_on=self._live_on
         )
         try:
             self._await_answer(ref.pid, pidfd, START_SECONDS)

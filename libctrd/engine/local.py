@@ -442,6 +442,8 @@ class LocalEngine:
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. When it returns the shim has ended and, where it was ours, is reaped."""
         where = self._directory(id)
+        if not os.path.isdir(where):  # another hand has removed it, or taken it away: its shim cannot be asked
+            return
         try:
             with shim.connection(where) as peer:
                 shim.ask(peer, where, "undo" if force else "end" if self._delete_by_hand(id) else "delete")

@@ -88,6 +88,10 @@ class Containerd:
         """See `daemon.Kind.ended`: newer ones forget it when they start (C26)."""
         return taskshim.ended(self.state(directory))
 
+    def ends(self, directory: str) -> taskshim.Ends:
+        """See `daemon.Kind.ends`: in that moment."""
+        return taskshim.Ends(self.state(directory))
+
     def _config(self, directory: str) -> str:
         return os.path.join(directory, "containerd.toml")
 

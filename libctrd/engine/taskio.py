@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator
 
 from libctrd.engine.base import CreateRequest
-from libctrd.errors import UnsupportedError, from_os_error
+from libctrd.errors import CtrdError, UnsupportedError, from_os_error
+from libctrd.fifo import open_fifo
+
+STDIN_SECONDS = 5.0
 
 
 def of_start(request: CreateRequest) -> tuple[str, str, str]:
@@ -48,6 +51,38 @@ def names(stdin: str, stdout: str, stderr: str, terminal: bool) -> tuple[str, st
     if not (stdin or stdout or stderr):
         return "", "", ""
     return stdin, stdout or os.devnull, stderr or os.devnull
+
+
+END_OF_INPUT = b"\x04\x04"
+"""What a terminal takes for the end of its input, as typed at a keyboard: the first one ends a line that was begun."""
+
+
+def end_terminal(path: str) -> None:
+    """Ends the input of a terminal whose shim reads the fifo at *path*; returns once there was room for that.
+
+    To close it instead would hang the terminal up, with newer shims before all output is out.
+    """
+    with contextlib.suppress(CtrdError), open_fifo(path, os.O_WRONLY | os.O_NONBLOCK) as writer:  # it has ended
+        writer.wait_connected(STDIN_SECONDS)
+        writer.write(END_OF_INPUT)
+
+
+@contextlib.contextmanager
+def until_read(path: str) -> Iterator[None]:
+    """Holds a write end of the stdin fifo at *path* from when the shim reads it on, which it begins in its own time.
+
+    A shim that is told to close stdin before it has opened it gives up its own write end, and then waits for a writer
+    for ever: the process would never see the end of its input. The wait is bounded, for the process may be gone.
+    """
+    try:
+        writer = open_fifo(path, os.O_WRONLY | os.O_NONBLOCK)
+    except CtrdError:
+        yield  # it was removed: the process has ended
+        return
+    with writer:
+        with contextlib.suppress(CtrdError):
+            writer.wait_connected(STDIN_SECONDS)
+        yield
 
 
 def _touch(log: str) -> None:

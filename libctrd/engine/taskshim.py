@@ -34,6 +34,7 @@ ENDED_SECONDS: Final = 5.0
 _BUNDLE: Final = re.compile(rf"(/.*)/{re.escape(TASKS)}/[^/]+/[^/]+(?: \(deleted\))?\Z")
 _LARGEST_FILE: Final = 1 << 16
 _AT_ONCE: Final = 64  # connections of `ended`: far below any limit on descriptors
+_WATCHED: Final = 400  # connections of `Ends`: a process may have 1,024 descriptors
 _STATE, _WAIT = "State", "Wait"
 _STOPPED: Final = 3  # of containerd.v1.types.Status
 
@@ -176,6 +177,54 @@ class Watch:
     def close(self) -> None:
         """Waits no more. Idempotent. A reactor must have been told to forget the descriptor before."""
         self._call.close()
+
+
+class Ends:
+    """Hears of the end of each container below *state_dir*, also in the very moment in which a daemon starts.
+
+    As `Watch`, for all of them: a connection each, so some that are far too many are left out. `close` it.
+    """
+
+    def __init__(self, state_dir: str) -> None:
+        """Asks all shims; those that have gone are left out. Raises `UnavailableError` when this user may not ask."""
+        self._watches: list[tuple[str, str, Watch]] = []
+        try:
+            for namespace, id, exec_id in _processes(state_dir):
+                if exec_id or len(self._watches) == _WATCHED:
+                    continue
+                try:
+                    watch = Watch(find(state_dir, namespace, id), id)
+                except CtrdError as error:
+                    log.debug("%s", error)
+                    continue
+                self._watches.append((namespace, id, watch))
+        except BaseException:
+            self.close()
+            raise
+
+    def heard(self) -> list[Ended]:
+        """Those that were told since the last time. Never waits."""
+        found = []
+        for one in list(self._watches):
+            namespace, id, watch = one
+            status = None
+            try:
+                status = watch.on_readable()
+                if status is None:
+                    continue
+            except CtrdError as error:
+                log.debug("%s", error)
+            self._watches.remove(one)
+            watch.close()
+            if status is not None:
+                found.append(Ended(namespace, id, "", status))
+        return found
+
+    def close(self) -> None:
+        """Hears of no more."""
+        for _, _, watch in self._watches:
+            watch.close()
+        self._watches.clear()
 
 
 def ended(state_dir: str, timeout: float = ENDED_SECONDS) -> list[Ended]:
