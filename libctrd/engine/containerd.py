@@ -459,9 +459,7 @@ class ContainerdEngine(Operations):
 
     def _take_back(self, id: str) -> None:
         """It was started and no task is there: its client may have been killed amid the create."""
-        bundle = self.record(id).bundle
-        fifos = [os.path.join(bundle, f"{INIT}-{name}") for name in ("stdout", "stderr")]
-        cutstart.see_end(self._channel.address, self._channel.namespace, id, fifos)
+        cutstart.see_end(self._channel.address, self._channel.namespace, id, self.record(id).bundle)
         self._end(id)  # the create may have come to its end all the same
 
     def _delete_task(self, id: str, force: bool = False) -> None:

@@ -11,18 +11,22 @@ import itertools
 import os
 import select
 import time
-from collections.abc import Iterable
+
+from libctrd.state import INIT
 
 END_SECONDS = 15.0
 """How long a shim that has its readers may take to end. It takes some 0.2 on an idle host."""
 
 
-def see_end(address: str, namespace: str, id: str, fifos: Iterable[str]) -> None:
-    """Holds *fifos* open for the shims of that container, until they have ended. Without one it returns at once."""
+def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
+    """Holds the fifos in *bundle* open for the shims of that container, until they have ended. Without one it returns
+    at once.
+    """
     held = []
     try:
-        for path in fifos:
+        for name in ("stdout", "stderr"):
             with contextlib.suppress(OSError):  # it has gone, or was never there
+                path = os.path.join(bundle, f"{INIT}-{name}")
                 held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
         end = time.monotonic() + END_SECONDS
         # Again and again: the first one that is seen may be that which starts the shim.
