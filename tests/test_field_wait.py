@@ -17,10 +17,12 @@ from libctrd.client import Client
 from libctrd.errors import NotFoundError, UnsupportedError
 
 WAITER = """
-    import sys
+    import contextlib, sys
     import libctrd
     with libctrd.connect(sys.argv[1]) as client:
         container = client.get(sys.argv[2])
+        with contextlib.suppress(libctrd.DeadlineError):
+            container.wait(0)  # from here on it is being told of the end
         print("here", flush=True)
         status = container.wait(60)
         print(status.code, status.known, flush=True)
@@ -101,19 +103,12 @@ def test_every_wait_that_began_in_time_gets_the_true_code_though_another_hand_re
     container = client.create("web", spec("cat; exit 44"))
     container.start(libctrd.Stdio(stdin=libctrd.PIPE, stdout=NULL, stderr=NULL))
     waiters = [begun(python(WAITER, client.address, "web"), "here") for _ in range(6)]
-    # Each has connected to the shim before the end comes: it is in the shim's table of watchers or in its backlog.
-    for waiter in waiters:
-        until(lambda waiter=waiter: "socket:" in str(_links(waiter.pid)))
     with libctrd.connect(client.address) as other:
         other.get("web").clean(force=True)  # which ends it by SIGKILL and removes it at once
     for waiter in waiters:
         assert waiter.communicate(timeout=WAIT)[0] == "137 True\n"
     assert container.wait(WAIT).code == 137
     assert nothing_in(state_dir)
-
-
-def _links(pid: int) -> list[str]:
-    return [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
 
 
 @pytest.mark.parametrize("remover", ["the owner", "another client"])
@@ -207,13 +202,12 @@ def test_after_kill_9_of_its_client_a_new_process_waits_and_gets_the_code(
     assert nothing_in(state_dir)
 
 
-@pytest.mark.local("the shim of a container whose client was killed amid its create waits half a minute for a reader")
 def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
-    any_client: Client, rootfs: str, state_dir: str
+    any_client: Client, engine: Place, rootfs: str, state_dir: str
 ) -> None:
     """The client dies somewhere between the directory and the container; a new one lists it and gets rid of it."""
     seen = set()
-    for delay in range(0, 80, 4):
+    for delay in range(0, 80, 4) if engine.kind == "local" else range(0, 160, 16):
         process = python(
             """
             import os, sys, threading, time
@@ -236,7 +230,8 @@ def test_kill_9_at_any_moment_of_a_start_leaves_what_can_be_removed(
             container.clean(force=True)
         any_client.create("web", libctrd.spec.default(["/bin/true"], rootfs)).clean()  # the id is free again
     until(lambda: not any(leftovers(state_dir).values()))
-    assert len(seen) > 1, f"only {seen} was met: the moments are badly chosen"
+    # In containerd most of a start is the create, in which all moments look the same.
+    assert len(seen) > (engine.kind == "local"), f"only {seen} was met: the moments are badly chosen"
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

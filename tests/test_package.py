@@ -53,7 +53,15 @@ LAYERS = (
     ("handling",),
     ("client",),
     ("engine.ttrpc",),
-    ("engine.cgroups", "engine.late", "engine.shim", "engine.metrics", "engine.taskio", "engine.taskshim"),
+    (
+        "engine.cgroups",
+        "engine.cutstart",
+        "engine.late",
+        "engine.shim",
+        "engine.metrics",
+        "engine.taskio",
+        "engine.taskshim",
+    ),
     (
         "engine.runtime",
         "engine.exitfile",

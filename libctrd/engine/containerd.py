@@ -17,7 +17,7 @@ import msgspec
 
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
-from libctrd.engine import cgroups, exitfile, late, runc, startmark, store, taskio
+from libctrd.engine import cgroups, cutstart, exitfile, late, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
@@ -454,6 +454,13 @@ class ContainerdEngine(Operations):
                 status = self.snapshot(id).exit
         if status is not None and status.known:
             self._keep(id, status)
+        elif status is not None:
+            self._take_back(id)
+
+    def _take_back(self, id: str) -> None:
+        """It was started and no task is there: its client may have been killed amid the create."""
+        cutstart.see_end(self._channel.address, self._channel.namespace, id, self.record(id).bundle)
+        self._end(id)  # the create may have come to its end all the same
 
     def _delete_task(self, id: str, force: bool = False) -> None:
         if force:

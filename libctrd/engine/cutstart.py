@@ -1,0 +1,65 @@
+"""A start that was cut off: its client was killed while containerd still created the task.
+
+containerd takes the create back then, but its shim first waits for somebody to open the fifos that it writes into, for
+half a minute or for ever; meanwhile no task is there to be deleted, and the id stays taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import time
+
+from libctrd.state import INIT
+
+END_SECONDS = 15.0
+"""How long a shim that has its readers may take to end. It takes some 0.2 on an idle host."""
+
+
+def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
+    """Holds the fifos in *bundle* open for the shims of that container, until they have ended. Without one it returns
+    at once.
+    """
+    held = []
+    try:
+        for name in ("stdout", "stderr"):
+            with contextlib.suppress(OSError):  # it has gone, or was never there
+                path = os.path.join(bundle, f"{INIT}-{name}")
+                held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+        end = time.monotonic() + END_SECONDS
+        # Again and again: the first one that is seen may be that which starts the shim.
+        while (pids := _shims(address.removeprefix("unix://"), namespace, id)) and time.monotonic() < end:
+            for pid in pids:
+                _await(pid, end)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _await(pid: int, end: float) -> None:
+    """Returns when that process has ended, or when it is *end* by the monotonic clock."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            poll.poll(max(0.0, end - time.monotonic()) * 1000)
+        finally:
+            os.close(process)
+
+
+def _shims(socket: str, namespace: str, id: str) -> list[int]:
+    """The pids of the shims of that container, as far as they can be seen."""
+    found = []
+    wanted = {"-address": socket, "-namespace": namespace, "-id": id}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = os.fsdecode(file.read()).split("\0")
+        except OSError:
+            continue  # it has ended, or is not for us to see
+        if "containerd-shim" in words[0] and wanted.items() <= dict(itertools.pairwise(words)).items():
+            found.append(int(pid))
+    return found
