@@ -261,7 +261,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield place
     left = {what: found for what, found in place.leftovers().items() if found}
     place.remove()
-    assert not left
+    assert not left, left
 
 
 @pytest.fixture
