@@ -20,7 +20,7 @@ from libctrd import spec as specs
 from libctrd.engine import cgroups, cutstart, exitfile, late, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
 from libctrd.engine.channel import Channel
-from libctrd.engine.exits import STOPPED, TASKS, Exits, exit_status
+from libctrd.engine.exits import PAUSED, STOPPED, TASKS, Exits, exit_status
 from libctrd.engine.operations import CREATE_SECONDS, Operations
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
@@ -47,7 +47,8 @@ PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 DELETE_SECONDS = 15.0
 SIGKILL = 9
 
-_STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped", 4: "paused", 5: "paused"}
+_STATUS: dict[int, Status] = {0: "stopped", 1: "created", 2: "running", STOPPED: "stopped"}
+_STATUS.update(dict.fromkeys(PAUSED, "paused"))
 
 
 class ContainerdEngine(Operations):
@@ -79,7 +80,6 @@ class ContainerdEngine(Operations):
         self._exited: dict[str, ExitStatus] = {}
         self._cgroups: dict[str, str] = {}
         self._oom: set[str] = set()
-        self._terminals: set[tuple[str, str]] = set()  # the processes that this client gave one, by container and name
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -133,8 +133,8 @@ class ContainerdEngine(Operations):
             return Snapshot(status, exit=msgspec.structs.replace(how, oom_killed=oom_killed))
         return Snapshot(status, process.pid)
 
-    def _process(self, id: str, exec_id: str = "") -> Any:
-        request = protos.message("containerd.services.tasks.v1.GetRequest")(container_id=ids.check(id), exec_id=exec_id)
+    def _process(self, id: str) -> Any:
+        request = protos.message("containerd.services.tasks.v1.GetRequest")(container_id=ids.check(id))
         return self._call(f"{TASKS}/Get", request, f"look at container {id!r}").process
 
     def _see_end(self, id: str) -> ExitStatus:
@@ -257,10 +257,7 @@ class ContainerdEngine(Operations):
                 self._store.record(record.id)  # raises when it is the container that is not there
             raise
         self._know_cgroup(record)
-        if record.terminal:
-            with self._lock:
-                self._terminals.add((record.id, INIT))
-        self._exits.add(record.id, INIT, reply.pid)
+        self._exits.add(record.id, INIT, reply.pid, terminal=record.terminal)
         start = package.StartRequest(container_id=record.id)
         try:
             pid = self._failing(f"{TASKS}/Start", start, f"start container {record.id!r}").pid
@@ -279,9 +276,7 @@ class ContainerdEngine(Operations):
         record = self._records.get(id)
         bundle = record.bundle if record is not None else os.path.join(self.root, id)
         path = fifo_path(bundle, process, "stdin")
-        with self._lock:
-            terminal = (id, process) in self._terminals
-        if terminal:
+        if self._exits.has_terminal(id, process):
             taskio.end_terminal(path)
             return
         with taskio.until_read(path):
@@ -304,10 +299,7 @@ class ContainerdEngine(Operations):
             spec=protos.any(PROCESS, msgspec.json.encode(request.settings)),
         )
         self._call(f"{TASKS}/Exec", what, f"make process {name!r} of container {id!r}")
-        self._exits.add(id, name, 0)
-        if request.terminal:
-            with self._lock:
-                self._terminals.add((id, name))
+        self._exits.add(id, name, 0, terminal=request.terminal)
         try:
             with taskio.read_ends(stdout, stderr):
                 start = package.StartRequest(container_id=id, exec_id=name)
@@ -335,7 +327,7 @@ class ContainerdEngine(Operations):
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
             self._know_cgroup(self.record(id))
-            self._exits.add(id, INIT, snapshot.pid, snapshot.status == "paused")
+            self._exits.add(id, INIT, snapshot.pid, paused=snapshot.status == "paused")
         else:
             self._exits.start()
 
@@ -444,7 +436,6 @@ class ContainerdEngine(Operations):
             self._rootfs.remove(record)
         with self._lock:
             self._records.pop(id, None)
-            self._terminals -= {process for process in self._terminals if process[0] == id}
 
     def _keep_exit(self, id: str) -> None:
         with self._lock:

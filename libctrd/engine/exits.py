@@ -43,13 +43,19 @@ STOPPED, PAUSED = 3, (4, 5)
 """Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
 
+def exec_id(process: str) -> str:
+    """The name of a process on the wire, where the first one has none."""
+    return "" if process == INIT else process
+
+
 class Live:
     """A process whose end is to be told."""
 
-    def __init__(self, id: str, name: str, pid: int) -> None:
+    def __init__(self, id: str, name: str, pid: int, terminal: bool) -> None:
         self.id = id
         self.name = name
         self.pid = pid
+        self.terminal = terminal
         self.paused = False
         self.forgotten = False  # containerd does not know it any more: only its shim can tell
         self.wait: Any = None
@@ -58,7 +64,7 @@ class Live:
     @property
     def exec_id(self) -> str:
         """Its name on the wire, where the first process has none."""
-        return "" if self.name == INIT else self.name
+        return exec_id(self.name)
 
 
 class Exits:
@@ -91,12 +97,15 @@ class Exits:
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 
-    def add(self, id: str, name: str, pid: int, paused: bool = False) -> None:
-        """From now on its end is told. It must have been created and must not have been started yet, or be running."""
+    def add(self, id: str, name: str, pid: int, *, terminal: bool = False, paused: bool = False) -> None:
+        """From now on its end is told. It must have been created and must not have been started yet, or be running.
+
+        *terminal*: this client gave it one.
+        """
         with self._lock:
             if (id, name) in self._live:
                 return
-            live = self._live[id, name] = Live(id, name, pid)
+            live = self._live[id, name] = Live(id, name, pid, terminal)
             live.paused = paused
             self._told.discard((id, name))
         self.start()
@@ -121,6 +130,12 @@ class Exits:
         """Is that process watched, and its end not told yet?"""
         with self._lock:
             return (id, name) in self._live
+
+    def has_terminal(self, id: str, name: str) -> bool:
+        """Did this client give that process, which is watched, a terminal?"""
+        with self._lock:
+            live = self._live.get((id, name))
+            return live is not None and live.terminal
 
     def _tell(self, live: Live, status: ExitStatus) -> None:
         with self._lock:

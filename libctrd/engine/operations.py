@@ -13,9 +13,9 @@ import msgspec
 from libctrd import ids, protos
 from libctrd.engine import metrics
 from libctrd.engine.channel import Channel
-from libctrd.engine.exits import TASKS
+from libctrd.engine.exits import TASKS, exec_id
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
-from libctrd.state import INIT, Stats
+from libctrd.state import Stats
 
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
@@ -101,8 +101,3 @@ class Operations:
             options=protos.any("containerd.runc.v1.CheckpointOptions", options.SerializeToString()),
         )
         self._failing(f"{TASKS}/Checkpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS)
-
-
-def exec_id(process: str) -> str:
-    """The name of a process on the wire, where the first one has none."""
-    return "" if process == INIT else process
