@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import time
 
+from libctrd import proc
+from libctrd.errors import DeadlineError, NotFoundError
 from libctrd.state import INIT
+from libctrd.stdio import path as fifo_path
 
 END_SECONDS = 15.0
 """How long a shim that has its readers may take to end. It takes some 0.2 on an idle host."""
@@ -26,7 +28,7 @@ def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
     try:
         for name in ("stdout", "stderr"):
             with contextlib.suppress(OSError):  # it has gone, or was never there
-                path = os.path.join(bundle, f"{INIT}-{name}")
+                path = fifo_path(bundle, INIT, name)
                 held.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
         end = time.monotonic() + END_SECONDS
         # Again and again: the first one that is seen may be that which starts the shim.
@@ -40,12 +42,10 @@ def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
 
 def _await(pid: int, end: float) -> None:
     """Returns when that process has ended, or when it is *end* by the monotonic clock."""
-    with contextlib.suppress(ProcessLookupError):
-        process = os.pidfd_open(pid)
+    with contextlib.suppress(NotFoundError, DeadlineError):
+        process = proc.pidfd_open(pid)
         try:
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            poll.poll(max(0.0, end - time.monotonic()) * 1000)
+            proc.wait_pidfd(process, max(0.0, end - time.monotonic()))
         finally:
             os.close(process)
 
