@@ -35,6 +35,14 @@ def seconds_of(value: float | None, what: str) -> float | None:
     raise InvalidArgumentError(f"{what} is {short(value)}: give seconds from 0 on, or None for no limit")
 
 
+def terminal_size(width: int, height: int) -> None:
+    """That *width* and *height* are a size, in characters, that a terminal can have."""
+    if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
+        raise InvalidArgumentError(
+            f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
+        )
+
+
 def bytes_of(value: str | os.PathLike[str], what: str) -> bytes:
     """*value* as a C string can hold it; *what* is the word for it in the error."""
     try:

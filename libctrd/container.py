@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
-from libctrd._checks import seconds_of, short
+from libctrd._checks import seconds_of, terminal_size
 from libctrd.engine.base import Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
@@ -352,10 +352,7 @@ class Container:
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""
-        if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
-            raise InvalidArgumentError(
-                f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
-            )
+        terminal_size(width, height)
         if not self._record.terminal:
             raise InvalidArgumentError(f"container {self.id!r} has no terminal that could be resized")
         with self._client._locked(self.id):

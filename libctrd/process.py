@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from libctrd import proc, stdio
-from libctrd._checks import short
+from libctrd._checks import terminal_size
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import Stdin
@@ -102,10 +102,7 @@ class Process:
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""
-        if not all(type(size) is int and 0 < size < 65536 for size in (width, height)):
-            raise InvalidArgumentError(
-                f"a terminal of {short(width)} x {short(height)} characters cannot be: give whole numbers, 1 to 65535"
-            )
+        terminal_size(width, height)
         container = self._container
         if not self.terminal:
             raise InvalidArgumentError(f"process {self.name!r} of container {container.id!r} has no terminal")
