@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from libctrd.errors import InvalidArgumentError, UnsupportedError, from_errno
+from libctrd.errors import InvalidArgumentError, UnsupportedError, from_errno, from_os_error
 
 INT_MAX = 2**31 - 1
 _LINUX = os.uname().sysname == "Linux"
@@ -33,6 +33,19 @@ def seconds_of(value: float | None, what: str) -> float | None:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < INT_MAX):
         return value
     raise InvalidArgumentError(f"{what} is {short(value)}: give seconds from 0 on, or None for no limit")
+
+
+def descriptors_left(count: int, tried: str) -> None:
+    """That *count* more descriptors can be opened. Raises `UnavailableError` with what was *tried* otherwise."""
+    held: list[int] = []
+    try:
+        for _ in range(count):
+            held.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        raise from_os_error(error, tried) from error
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 def terminal_size(width: int, height: int) -> None:

@@ -11,6 +11,7 @@ import os
 import stat
 
 from libctrd import proc
+from libctrd._checks import descriptors_left
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
@@ -93,15 +94,7 @@ def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
 
 def check_room() -> None:
     """Raises `UnavailableError` when so few descriptors are free that not even a failed create could be undone."""
-    held: list[int] = []
-    try:
-        for _ in range(_UNDO_DESCRIPTORS):
-            held.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-    except OSError as error:
-        raise from_os_error(error, "open the descriptors that making a container takes (open)") from error
-    finally:
-        for fd in held:
-            os.close(fd)
+    descriptors_left(_UNDO_DESCRIPTORS, "open the descriptors that making a container takes (open)")
 
 
 def lock(path: str, wait: bool = False) -> int:

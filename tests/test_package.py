@@ -30,8 +30,8 @@ MOST_LINES = 500
 LAYERS = (
     ("errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("engine.channel",),
     ("_checks", "_proc", "_signals", "_spawn", "proc", "state"),
+    ("engine.channel",),
     ("fifo",),
     ("relay",),
     (

@@ -7,7 +7,6 @@ only an engine over a socket does so.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any, Final
 import grpc
 
 from libctrd import ids, protos
+from libctrd._checks import descriptors_left
 from libctrd.engine.diagnosis import fault_at, socket_path
 from libctrd.errors import (
     AlreadyExistsError,
@@ -27,7 +27,6 @@ from libctrd.errors import (
     RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
-    from_os_error,
 )
 
 _DESCRIPTORS: Final = 24  # what gRPC opens for a channel and its threads, and as many again for what comes after
@@ -198,7 +197,8 @@ class Channel:
             if self._closed:
                 raise ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
             if self._channel is None:
-                _check_room(doing)
+                # With too few of them gRPC ends the process.
+                descriptors_left(_DESCRIPTORS, f"{doing}: open the descriptors of a connection (open)")
                 self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
             make = {
                 (False, False): self._channel.unary_unary,
@@ -214,19 +214,6 @@ class Channel:
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
-
-
-def _check_room(doing: str) -> None:
-    """Raises `UnavailableError` when so few descriptors are free that gRPC could not work: it ends the process then."""
-    held = []
-    try:
-        for _ in range(_DESCRIPTORS):
-            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise from_os_error(error, f"{doing}: open the descriptors of a connection (open)") from error
-    finally:
-        for fd in held:
-            os.close(fd)
 
 
 class Stream(Iterator[Any]):
