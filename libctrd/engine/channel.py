@@ -29,7 +29,7 @@ from libctrd.errors import (
     UnsupportedError,
 )
 
-_DESCRIPTORS: Final = 24  # what gRPC opens for a channel and its threads, and as many again for what comes after
+_DESCRIPTORS: Final = 40  # what gRPC opens for a channel and its threads, and what a container and its streams take
 _LARGEST_MESSAGE: Final = 16 << 20  # containerd's own limit
 
 _OPTIONS: Final = (
