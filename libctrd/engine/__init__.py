@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from libctrd._checks import descriptors_left
 from libctrd.errors import InvalidArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
         if namespace is not None:
             raise InvalidArgumentError("the local engine has no namespaces: keep containers apart with local:/DIR")
         return Client(*_local(rest, runtime))
+    # With too few of them gRPC, which opens some when it is imported, ends the process.
+    descriptors_left(_DESCRIPTORS, f"connect to {address}: open the descriptors that this takes (open)")
     namespace = namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default"
     if scheme == "unix":
         return Client(*_containerd(address, namespace, runtime))
@@ -73,6 +76,7 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
     return Client(*_private(rest, namespace, runtime))
 
 
+_DESCRIPTORS = 40  # of gRPC's channel and threads, and of a container and its streams
 _SAY = "say local:, local:/DIR, unix:///SOCKET or containerd:/DIR"
 
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 import grpc
 
 from libctrd import ids, protos
-from libctrd._checks import descriptors_left
 from libctrd.engine.diagnosis import fault_at, socket_path
 from libctrd.errors import (
     AlreadyExistsError,
@@ -29,7 +28,6 @@ from libctrd.errors import (
     UnsupportedError,
 )
 
-_DESCRIPTORS: Final = 40  # what gRPC opens for a channel and its threads, and what a container and its streams take
 _LARGEST_MESSAGE: Final = 16 << 20  # containerd's own limit
 
 _OPTIONS: Final = (
@@ -197,8 +195,6 @@ class Channel:
             if self._closed:
                 raise ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
             if self._channel is None:
-                # With too few of them gRPC ends the process.
-                descriptors_left(_DESCRIPTORS, f"{doing}: open the descriptors of a connection (open)")
                 self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
             make = {
                 (False, False): self._channel.unary_unary,
