@@ -199,6 +199,11 @@ class ContainerdEngine(Operations):
             except (UnavailableError, DeadlineError):
                 self._late.add(record.id, record)  # it may be there all the same: only the answer is missing
                 raise
+            except CtrdError:
+                raise
+            except BaseException:  # a signal: it is there
+                self._delete_late(record.id, record)
+                raise
         with self._lock:
             self._records[record.id] = record
 
