@@ -7,6 +7,7 @@ only an engine over a socket does so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -60,6 +61,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
 }
 _FIRST_WORD: Final = 10.0  # seconds that a daemon has for it when the call has no limit
 _NOT_SENT: Final = "failed to connect to all addresses"  # gRPC's words for it; its code is that of much else
+_PATIENCE: Final = 10.0  # seconds for the answer to a whole call that a signal has cut short
 _TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
@@ -94,7 +96,7 @@ class Channel:
 
         *doing* completes the sentence "could not …", for the error. *timeout* is in seconds; ``None``: no limit. What
         the call makes is held by *lease*, when one is named. Ctrl-C, or another signal whose handler raises, gives the
-        call up, whatever becomes of it; one that is *whole* has been answered by the time that this goes on.
+        call up, whatever becomes of it; one that is *whole* has been answered by then, unless that takes very long.
 
         Before the first call whoever listens is asked what it is, which *timeout* includes.
 
@@ -233,7 +235,8 @@ def _to_its_answer(call: Any, request: Any, timeout: float | None, headers: Any,
     except grpc.RpcError:
         raise
     except BaseException:
-        future.exception()
+        with contextlib.suppress(grpc.FutureTimeoutError):
+            future.exception(_PATIENCE)
         raise
 
 

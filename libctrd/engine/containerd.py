@@ -467,10 +467,13 @@ class ContainerdEngine(Operations):
             self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
 
     def _end(self, id: str) -> None:
-        """Kills whatever runs in the container, and returns when it has ended."""
+        """Kills whatever runs in the container, and returns when it has ended.
+
+        What waits to be started is killed too: a shim that is to delete it first gives its output two seconds to end.
+        """
         try:
             process = self._process(id)
-            if _STATUS.get(process.status) not in ("running", "paused"):
+            if _STATUS.get(process.status) not in ("created", "running", "paused"):
                 return
             self.signal(id, INIT, SIGKILL, everyone=True)
             if _STATUS[process.status] == "paused":  # frozen by cgroup v1, it takes no signal
