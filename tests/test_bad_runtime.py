@@ -115,7 +115,8 @@ def test_what_a_failed_runtime_has_left_to_itself_ends_with_it(
     """crun's helper is nobody's child but the subreaper's: of a start cut short it went on to make a container."""
     left = tmp_path / "left"
     helper = f"sleep 1000 & echo $$ $! > {left}.tmp; mv {left}.tmp {left}; wait"
-    name = program(f"case $* in *' run '*) (setsid sh -c '{helper}' &); while [ ! -e {left} ]; do :; done; exit 3; esac")
+    start = f"(setsid sh -c '{helper}' &); while [ ! -e {left} ]; do :; done; exit 3"
+    name = program(f"case $* in *' run '*) {start}; esac")
     with refused(RuntimeFailedError, "exit code 3", state=state_dir):
         any_client.create("web", spec("true"), runtime=name).start()
     pids = [int(pid) for pid in left.read_text().split()]
