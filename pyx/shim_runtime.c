@@ -238,6 +238,36 @@ static bool is_ours(pid_t pid)
 }
 
 /*
+ * Kills every child there is, and theirs as they become ours, and reaps them: what a runtime that ended in the middle of a
+ * start has left, a helper above all, which would go on to make cgroups and files after everything was removed. Each turn
+ * waits for one of those that were killed; its children are ours by then, and the next turn finds them. Only for a start
+ * that failed: there is nothing yet that may live on.
+ */
+static void end_children(void)
+{
+	static char block[BLOCK] __attribute__((aligned(8)));
+	struct entry { /* of getdents64(2) */
+		unsigned long long inode, offset;
+		unsigned short size;
+		unsigned char type;
+		char name[];
+	};
+	int killed, status;
+
+	do {
+		int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		killed = 0;
+		for (long n, at; dir >= 0 && (n = syscall(SYS_getdents64, dir, block, sizeof block)) > 0;)
+			for (at = 0; at < n; at += ((struct entry *)(block + at))->size) {
+				pid_t pid = (pid_t)strtol(((struct entry *)(block + at))->name, NULL, 10);
+				if (pid > 1 && parent_of(pid) == getpid())
+					killed += kill(pid, SIGKILL) == 0;
+			}
+		close_fd(&dir);
+	} while (killed > 0 && (waitpid(-1, &status, 0) > 0 || errno == EINTR));
+}
+
+/*
  * cgroup v1 tells of an OOM through an eventfd that is registered by writing its number; v2 by an exceptional
  * condition (POLLPRI) on memory.events. A container without a memory cgroup of its own has no OOM to tell.
  */
@@ -280,6 +310,7 @@ static void start_ended(int code)
 		leave_in_log("it ended well but left no pid file that names a child of its own: it is no OCI runtime");
 		code = 255;
 	}
+	end_children();
 	say_failed(0, code);
 	spawn_runtime(UNDO, -1); /* a runtime that was killed half-way leaves a state of its own and cgroups */
 	ending = ending || runtime.pid == 0;

@@ -104,6 +104,26 @@ def test_what_a_runtime_says_without_a_log_is_told(
         any_client.create("web", spec("true"), runtime=name).start()
 
 
+def test_what_a_failed_runtime_has_left_to_itself_ends_with_it(
+    any_client: Client,
+    spec: Make,
+    state_dir: str,
+    tmp_path: Path,
+    program,
+    believed: None,  # type: ignore[no-untyped-def]
+) -> None:
+    """crun's helper is nobody's child but the subreaper's: of a start cut short it went on to make a container."""
+    left = tmp_path / "left"
+    helper = f"sleep 1000 & echo $$ $! > {left}.tmp; mv {left}.tmp {left}; wait"
+    start = f"(setsid sh -c '{helper}' &); while [ ! -e {left} ]; do :; done; exit 3"
+    name = program(f"case $* in *' run '*) {start}; esac")
+    with refused(RuntimeFailedError, "exit code 3", state=state_dir):
+        any_client.create("web", spec("true"), runtime=name).start()
+    pids = [int(pid) for pid in left.read_text().split()]
+    assert len(pids) == 2
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
 def test_a_runtime_that_dies_of_a_signal(
     any_client: Client,
     spec: Make,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -43,8 +44,8 @@ TASKS = protos.package("containerd.services.tasks.v1")
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of a containerd that is private to these tests, and runs no containers."""
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """The socket and the pid of a containerd that is private to these tests, and runs no containers."""
     directory = tmp_path_factory.mktemp("d")
     directory.chmod(0o700)
     config = directory / "config.toml"
@@ -61,10 +62,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 break
         reader = threading.Thread(target=process.stderr.read)
         reader.start()
-        yield path
+        yield path, process.pid
         process.terminate()
         process.wait()
         reader.join()
+
+
+@pytest.fixture
+def daemon(running: tuple[Path, int]) -> Path:
+    return running[0]
 
 
 @pytest.fixture
@@ -209,6 +215,41 @@ def test_an_answer_that_does_not_come_costs_the_limit_and_no_more(channel: Chann
 
 
 # C24, C26
+class Raised(BaseException):
+    """What a handler of signals raises."""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_signal_gives_a_call_up_unless_it_is_whole(channel: Channel, running: tuple[Path, int], whole: bool) -> None:
+    def handler(*_: object) -> None:
+        raise Raised
+
+    _, pid = running
+    create = "containerd.services.leases.v1.Leases/Create"
+    channel.call(create, LEASES.CreateRequest(id=f"first-{whole}"), doing="ask")
+    went_on = threading.Event()
+
+    def go_on() -> None:
+        went_on.set()
+        os.kill(pid, signal.SIGCONT)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(1.0, go_on)
+    timer.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Raised):
+            channel.call(create, LEASES.CreateRequest(id=f"second-{whole}"), doing="ask", whole=whole)
+        assert went_on.is_set() == whole
+    finally:
+        timer.join()
+        signal.signal(signal.SIGALRM, before)
+    if whole:
+        found = channel.call("containerd.services.leases.v1.Leases/List", LEASES.ListRequest(), doing="ask").leases
+        assert f"second-{whole}" in [lease.id for lease in found]
+
+
 def test_one_that_is_back_is_found_at_once(tmp_path: Path) -> None:
     path = tmp_path / "s"
 

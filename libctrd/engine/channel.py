@@ -7,6 +7,8 @@ only an engine over a socket does so.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +61,7 @@ _KINDS: Final[dict[grpc.StatusCode, type[CtrdError]]] = {
 }
 _FIRST_WORD: Final = 10.0  # seconds that a daemon has for it when the call has no limit
 _NOT_SENT: Final = "failed to connect to all addresses"  # gRPC's words for it; its code is that of much else
+_PATIENCE: Final = 10.0  # seconds for the answer to a whole call that a signal has cut short
 _TOO_LATE: Final = ("context deadline exceeded", "context canceled")  # or so, behind other words
 
 
@@ -79,11 +82,21 @@ class Channel:
         self._closed = False
         self._calls: dict[str, Callable[..., Any]] = {}
 
-    def call(self, method: str, request: Any, *, doing: str, timeout: float | None = 10.0, lease: str = "") -> Any:
+    def call(
+        self,
+        method: str,
+        request: Any,
+        *,
+        doing: str,
+        timeout: float | None = 10.0,
+        lease: str = "",
+        whole: bool = False,
+    ) -> Any:
         """Calls ``package.Service/Method`` and returns its reply.
 
         *doing* completes the sentence "could not …", for the error. *timeout* is in seconds; ``None``: no limit. What
-        the call makes is held by *lease*, when one is named.
+        the call makes is held by *lease*, when one is named. Ctrl-C, or another signal whose handler raises, gives the
+        call up, whatever becomes of it; one that is *whole* has been answered by then, unless that takes very long.
 
         Before the first call whoever listens is asked what it is, which *timeout* includes.
 
@@ -94,6 +107,8 @@ class Channel:
         call = self._calls.get(method) or self._prepare(method, doing, timeout)
         try:
             headers = self._headers(lease)
+            if whole and threading.current_thread() is threading.main_thread():  # handlers of signals run in no other
+                call = functools.partial(_to_its_answer, call)
             try:
                 return call(request, None if end is None else end - time.monotonic(), headers)
             except grpc.RpcError as error:
@@ -210,6 +225,19 @@ class Channel:
         if self._closed:
             return ClosedError(f"could not {doing}: the channel to containerd at {self.path} is closed")
         return InvalidArgumentError(f"could not {doing}: {error}")
+
+
+def _to_its_answer(call: Any, request: Any, timeout: float | None, headers: Any, **options: Any) -> Any:
+    """Makes a call and returns its reply; whatever is raised by a handler of signals meanwhile goes on after that."""
+    future = call.future(request, timeout, headers, **options)
+    try:
+        return future.result()
+    except grpc.RpcError:
+        raise
+    except BaseException:
+        with contextlib.suppress(grpc.FutureTimeoutError):
+            future.exception(_PATIENCE)
+        raise
 
 
 class Stream(Iterator[Any]):

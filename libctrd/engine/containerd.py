@@ -202,6 +202,11 @@ class ContainerdEngine(Operations):
             except (UnavailableError, DeadlineError):
                 self._late.add(record.id, record)  # it may be there all the same: only the answer is missing
                 raise
+            except CtrdError:
+                raise
+            except BaseException:  # a signal: it is there
+                self._delete_late(record.id, record)
+                raise
         with self._lock:
             self._records[record.id] = record
 
@@ -453,10 +458,13 @@ class ContainerdEngine(Operations):
             self._call(f"{TASKS}/Delete", task, f"delete the task of container {id!r}", DELETE_SECONDS)
 
     def _end(self, id: str) -> None:
-        """Kills whatever runs in the container, and returns when it has ended."""
+        """Kills whatever runs in the container, and returns when it has ended.
+
+        What waits to be started is killed too: a shim that is to delete it first gives its output two seconds to end.
+        """
         try:
             process = self._process(id)
-            if _STATUS.get(process.status) not in ("running", "paused"):
+            if _STATUS.get(process.status) not in ("created", "running", "paused"):
                 return
             self.signal(id, INIT, SIGKILL, everyone=True)
             if _STATUS[process.status] == "paused":  # frozen by cgroup v1, it takes no signal

@@ -34,6 +34,7 @@ from typing import Final, Protocol
 
 from libctrd import directory, proc
 from libctrd._checks import one_line
+from libctrd._worker import Worker
 from libctrd.engine import launch
 from libctrd.engine.pidfile import PidFile
 from libctrd.engine.taskshim import Ended
@@ -403,7 +404,7 @@ class _Watcher:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._probe = daemon._kind.probe(daemon.directory)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="ctrd-daemon", daemon=True)
+        self._thread = Worker(self._run, "ctrd-daemon")
         self._thread.start()
 
     def close(self) -> None:
@@ -412,7 +413,7 @@ class _Watcher:
         os.eventfd_write(self._wake, 1)
         self._probe.close()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.ended()
             os.close(self._wake)
 
     def abandon(self) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from libctrd import ids, protos
+from libctrd._worker import Worker
 from libctrd.engine import taskshim
 from libctrd.engine.base import Sink
 from libctrd.engine.channel import Channel
@@ -88,7 +89,7 @@ class Exits:
         self._lock = threading.Lock()
         self._live: dict[tuple[str, str], Live] = {}
         self._told: set[tuple[str, str]] = set()  # further processes whose end was told, of containers still in _live
-        self._thread: threading.Thread | None = None
+        self._thread: Worker | None = None
         self._ready = threading.Event()
         self._closing = threading.Event()
         self._stream: Any = None
@@ -198,7 +199,7 @@ class Exits:
         """Starts to read the stream of events. Idempotent."""
         with self._lock:
             if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._run, name="ctrd-containerd", daemon=True)
+                self._thread = Worker(self._run, "ctrd-containerd")
                 self._thread.start()
 
     def subscribed(self) -> None:
@@ -421,7 +422,7 @@ class Exits:
             with contextlib.suppress(CtrdError):
                 self._stream.cancel()
         if self._thread is not None:
-            self._thread.join(READY_SECONDS)
+            self._thread.ended(READY_SECONDS)
 
 
 def exit_status(code: int, exited_at: Any) -> ExitStatus:

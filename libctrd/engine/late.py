@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from libctrd._worker import Worker
 from libctrd.engine.base import Record
 from libctrd.errors import CtrdError
 
@@ -30,7 +31,7 @@ class Late:
         self._lock = threading.Lock()
         self._busy = threading.Lock()
         self._table: dict[str, Record | None] = {}
-        self._thread: threading.Thread | None = None
+        self._thread: Worker | None = None
         self._wake = threading.Event()
         self._closing = False
 
@@ -39,7 +40,7 @@ class Late:
         with self._lock:
             self._table[id] = record
             if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="ctrd-late", daemon=True)
+                self._thread = Worker(self._run, "ctrd-late")
                 self._thread.start()
 
     def settle(self, id: str) -> None:
@@ -86,4 +87,4 @@ class Late:
         """Returns when the last deletion that was begun has ended."""
         thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.ended()

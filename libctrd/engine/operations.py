@@ -41,18 +41,21 @@ class Operations:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0) -> Any:
+    def _call(self, method: str, request: Any, doing: str, timeout: float | None = 10.0, *, whole: bool = False) -> Any:
         try:
-            return self._channel.call(method, request, doing=doing, timeout=timeout)
+            return self._channel.call(method, request, doing=doing, timeout=timeout, whole=whole)
         except RuntimeFailedError as error:
             if _ENDED.search(str(error)):  # a shim has no code for that either
                 raise NotFoundError(f"could not {doing}: it has ended") from error
             raise
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
-        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words."""
+        """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words.
+
+        Given up in the middle it would take seconds until what it has made can be deleted: so it is whole.
+        """
         try:
-            return self._call(method, request, doing, timeout)
+            return self._call(method, request, doing, timeout, whole=True)
         except (InvalidArgumentError, NotFoundError) as error:
             raise RuntimeFailedError(str(error), output=str(error.__cause__ or error)) from error
 

@@ -58,7 +58,10 @@ class Store:
         return spec
 
     def add(self, record: Record, runtime: runc.Runtime, config: bytes, snapshotter: str, lease: str) -> None:
-        """Makes *record* known, with its spec as encoded. `AlreadyExistsError` when the id is another's."""
+        """Makes *record* known, with its spec as encoded. `AlreadyExistsError` when the id is another's.
+
+        What a handler of signals raises comes after containerd has answered.
+        """
         label = msgspec.json.encode(msgspec.structs.replace(record, labels={})).decode()
         if len(label) > LABEL_BYTES or LABEL in record.labels:
             raise InvalidArgumentError(
@@ -76,7 +79,7 @@ class Store:
         )
         request = package.CreateContainerRequest(container=container)
         doing = f"make container {record.id!r} known to containerd"
-        self._channel.call(f"{CONTAINERS}/Create", request, doing=doing, lease=lease)
+        self._channel.call(f"{CONTAINERS}/Create", request, doing=doing, lease=lease, whole=True)
 
     def remove(self, id: str) -> None:
         """Makes it unknown. One that is not there is success."""
