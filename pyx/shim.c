@@ -33,6 +33,7 @@
  *   cancel TOKEN, cancel-now TOKEN  ok                  that process is not wanted any more; now: its start hangs
  *   forget NAME    ok | error ERRNO                     its end was collected
  *   processes      processes, a line each
+ *   call TOKEN     ok | failed CODE TEXT                the runtime with the words that stand in call-TOKEN, each before a NUL
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
  *   end            ok | error ERRNO                     like delete, when the caller has removed what the runtime left
  *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
@@ -214,21 +215,6 @@ static const char *maybe_after(const char *text, const char *word)
 	return strcmp(text, word) == 0 ? "" : after(text, word);
 }
 
-static void exec(int i, const char *text, size_t size)
-{
-	const char *fields[6], *at = text + strlen(text);
-
-	for (int k = 0; k < 6; k++) {
-		if (at >= text + size) {
-			say_errno(i, EINVAL);
-			return;
-		}
-		fields[k] = ++at;
-		at += strlen(at);
-	}
-	start_process(i, fields);
-}
-
 static void request(int i)
 {
 	static char text[REQUEST];
@@ -271,13 +257,16 @@ static void request(int i)
 		peers[i].reads = true;
 		say(i, "ok");
 	} else if (strcmp(text, "exec") == 0) {
-		exec(i, text, (size_t)n);
+		start_process(i, text, (size_t)n);
 	} else if ((rest = after(text, "cancel")) || (rest = after(text, "cancel-now"))) {
 		cancel_process(i, rest, strncmp(text, "cancel-now", 10) == 0);
 	} else if ((rest = after(text, "forget"))) {
 		forget_process(i, rest);
 	} else if (strcmp(text, "processes") == 0) {
 		list_processes(i);
+	} else if ((rest = after(text, "call")) && strlen(rest) < TOKEN && !strchr(rest, '/')) {
+		strcpy(peers[i].token, rest);
+		peers[i].want = CALL;
 	} else if (strcmp(text, "pause") == 0) {
 		peers[i].want = PAUSE;
 	} else if (strcmp(text, "resume") == 0) {

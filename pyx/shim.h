@@ -4,6 +4,7 @@
  *   shim.c          the peers and their requests, the loop
  *   shim_options.c  the command line
  *   shim_runtime.c  the OCI runtime, its children, the exit and its record
+ *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
  *   shim_stdio.c    fifos, terminals, output that nobody reads
  */
@@ -35,7 +36,7 @@
 
 enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
 enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
-enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC };
+enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC, CALL };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
 enum unattended { HOLD, DISCARD, LOG };
 
@@ -101,7 +102,8 @@ struct peer {
 	int fd; /* -1: free */
 	bool watches, reads;
 	enum op want;
-	int number; /* of the signal, for KILL_ALL */
+	int number;	   /* of the signal, for KILL_ALL */
+	char token[TOKEN]; /* of the file with the runtime's words, for CALL */
 };
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
@@ -128,17 +130,22 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 void leave_in(const char *log, const char *text);
 void say_failed(int peer, int code, const char *log);
 void spawn_runtime(enum op op, int peer);
-pid_t read_pid(const char *name);
-bool is_ours(pid_t pid);
-bool was_reaped(pid_t pid, int *status);
 void reap(void);
 void remove_if_done(void);
 void look_for_oom(void);
 void settle_init(void);
 
+/* shim_children.c */
+pid_t read_pid(const char *name);
+bool is_ours(pid_t pid);
+bool was_reaped(pid_t pid, int *status);
+void remember_stray(pid_t pid, int status);
+void forget_strays(void);
+void end_children(void);
+
 /* shim_exec.c */
 struct process *find_process(const char *name);
-void start_process(int peer, const char *fields[6]);
+void start_process(int peer, const char *text, size_t size);
 void cancel_process(int peer, const char *token, bool at_once);
 void forget_process(int peer, const char *name);
 void list_processes(int peer);

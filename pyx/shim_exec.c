@@ -68,9 +68,10 @@ static void refuse(int peer, int number, const char *call, const char *what)
 	say(peer, packet);
 }
 
-/* fields: name, token, flags (t: terminal), and the paths of its fifos, empty for none. */
-void start_process(int peer, const char *fields[6])
+/* The request's fields: name, token, flags (t: terminal), and the paths of its fifos, empty for none. */
+void start_process(int peer, const char *text, size_t size)
 {
+	const char *fields[6], *at = text + strlen(text);
 	static const int quiet[3] = {-1, -1, -1};
 	static char document[PATH_MAX], pid[PATH_MAX];
 	const char *verb[16], *failed = "";
@@ -78,6 +79,13 @@ void start_process(int peer, const char *fields[6])
 	int n = 0, number, slot;
 	struct process *p;
 
+	for (int k = 0; k < 6; k++, at += strlen(at)) {
+		if (at >= text + size) {
+			say_errno(peer, EINVAL);
+			return;
+		}
+		fields[k] = ++at;
+	}
 	if (strlen(fields[0]) >= NAME || !*fields[0] || strlen(fields[1]) >= TOKEN || strchr(fields[1], '/')) {
 		say_errno(peer, EINVAL);
 		return;

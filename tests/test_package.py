@@ -73,6 +73,7 @@ LAYERS = (
         "engine.operations",
         "engine.pidfile",
         "engine.startmark",
+        "engine.usage",
     ),
     ("engine.further", "engine.newcomers"),
     ("engine.localops",),

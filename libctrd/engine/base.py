@@ -209,8 +209,8 @@ class Engine(Protocol):
         """How it is now. `NotFoundError` when there is none."""
 
     def processes(self, id: str) -> list[ProcessSnapshot]:
-        """Its processes that this client can know of, ``init`` first: those that run, and those that have ended and whose
-        end nobody has collected (`delete_process`). `NotFoundError` when there is no such container.
+        """Its processes that this client can know of, ``init`` first: those that run, and those that have ended and
+        whose end nobody has collected (`delete_process`). `NotFoundError` when there is no such container.
         """
 
     def spec(self, id: str) -> Spec:

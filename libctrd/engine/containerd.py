@@ -277,14 +277,6 @@ class ContainerdEngine(Operations):
         assert isinstance(pid, int)
         return pid
 
-    def processes(self, id: str) -> list[ProcessSnapshot]:
-        """See `Engine.processes`: of the further ones those of this client, for containerd lists no others by name."""
-        snapshot = self.snapshot(id)
-        if snapshot.status == "created":
-            return []
-        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, self.record(id).terminal)
-        return [init, *self._exits.further(id)]
-
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
         if not self._exits.known(id, process):

@@ -56,9 +56,9 @@ class Further(Orphans):
                 raise _in_use(id, name)
             names[name] = 0
         try:
-            _write(document, msgspec.json.encode(request.settings))
+            write_new(document, msgspec.json.encode(request.settings))
             fields = (name, token, flags, request.stdin, request.stdout, "" if request.terminal else request.stderr)
-            pid = self._ask_to_start(id, name, fields)
+            pid = self._ask_to_start(request, fields)
         except BaseException:
             self._told_end(id, name)
             raise
@@ -71,9 +71,11 @@ class Further(Orphans):
                 names[name] = pid
         return pid
 
-    def _ask_to_start(self, id: str, name: str, fields: tuple[str, ...]) -> int:
+    def _ask_to_start(self, request: ExecRequest, fields: tuple[str, ...]) -> int:
+        id, name = request.record.id, request.process
+        what = f"process {name!r} ({request.settings['args'][0]})"
         try:
-            return shim.start_process(self._directory(id), name, fields)
+            return shim.start_process(self._directory(id), what, fields)
         except CtrdError as error:
             refusals: dict[int | None, CtrdError] = {
                 errno.EEXIST: _in_use(id, name),
@@ -149,7 +151,8 @@ def _in_use(id: str, name: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"container {id!r} has a process {name!r} already: choose another name")
 
 
-def _write(path: str, data: bytes) -> None:
+def write_new(path: str, data: bytes) -> None:
+    """Writes a file in a container's directory that only this user may read, and that was not there."""
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
             file.write(data)

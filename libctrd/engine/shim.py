@@ -149,8 +149,11 @@ def request(directory: str, text: str) -> None:
         ask(peer, directory, text)
 
 
-def ask(peer: socket.socket, directory: str, text: str) -> str:
-    """Sends a request over *peer*, returns the reply. ``ok`` and others come back, failures are raised."""
+def ask(peer: socket.socket, directory: str, text: str, doing: str = "") -> str:
+    """Sends a request over *peer*, returns the reply. ``ok`` and others come back, failures are raised.
+
+    *doing* says in an error what was tried, in the place of *text*.
+    """
     try:
         peer.sendall(text.encode())
         reply = peer.recv(PACKET).decode("utf-8", "replace")
@@ -160,7 +163,7 @@ def ask(peer: socket.socket, directory: str, text: str) -> str:
         ) from error
     except OSError as error:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}") from error
-    check(reply, directory, text)
+    check(reply, directory, doing or text)
     return reply
 
 
@@ -212,13 +215,14 @@ def _messages(raw: str) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def start_process(directory: str, name: str, fields: tuple[str, ...]) -> int:
-    """Has the shim start a further process; returns its pid. *fields*: name, token, flags, the three fifos.
+def start_process(directory: str, what: str, fields: tuple[str, ...]) -> int:
+    """Has the shim start a further process; returns its pid. *fields*: name, token, flags, the three fifos. *what* says
+    in an error which it is.
 
     When this raises, the process is not there, or on its way out: the shim knows that nobody wants it any more. Raises
     what the shim or the runtime said, and `DeadlineError` when the runtime hangs.
     """
-    text = f"start process {name!r} in"
+    text = f"start {what} in"
     cancel = "cancel"
     try:
         with connection(directory) as peer:
