@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from libctrd import directory, handling, ids
 from libctrd import spec as specs
+from libctrd._checks import seconds_of
 from libctrd.container import Container
 from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
 from libctrd.errors import (
@@ -28,10 +29,13 @@ from libctrd.errors import (
     from_os_error,
 )
 from libctrd.events import EventStream, Lanes, Listener
+from libctrd.owning import Owners
 from libctrd.state import Event, StateInfo
+from libctrd.stdio import PIPE
 
 if TYPE_CHECKING:
     from libctrd.images import Images
+    from libctrd.stdio import Callback, Choice, Stdio
 
 log = logging.getLogger("libctrd")
 
@@ -52,8 +56,14 @@ class Client:
         self._streams: list[EventStream] = []
         self._lanes = Lanes("ctrd-lane")
         self._telling = threading.local()
+        self._arrivals: dict[str, threading.Event] = {}
         self._closed = False
         self._process = os.getpid()
+        try:
+            self._owners = Owners(root)
+        except BaseException:
+            engine.close()
+            raise
         engine.subscribe(self._on_event)
 
     @property
@@ -191,6 +201,44 @@ class Client:
         """The container *id*, whoever started it. Raises `NotFoundError` when there is none."""
         self._check_open()
         return self._active(ids.check(id)) or Container(self, self._engine.record(id))
+
+    def restore(
+        self,
+        id: str,
+        *,
+        live: bool = True,
+        stdio: Choice | Stdio | Callback = PIPE,
+        drain_timeout: float | None = None,
+    ) -> Container:
+        """Takes over a container whose client has gone, and is its owner from then on: it reads and cleans (C22).
+
+        One that runs goes on: its streams are opened as *stdio* says (see `Container.start`), ``restore`` is reported
+        with its pid, and then a pause that it is in. What it printed meanwhile comes first. With ``live=False`` its
+        output is thrown away and it is ended: by SIGTERM, after 10 s by SIGKILL; when 2 s later it still runs it is
+        given up, and 255 reported. One that has ended by now is cleaned, once what is left of its output was read, and
+        its exit is reported, with 255 when nobody knows the code. `Container.wait` gives that in each case.
+
+        Raises `NotFoundError` when there is no such container, `AlreadyExistsError` when it is this client's already or
+        that of another which lives, `InvalidArgumentError` for one that was never started, and what the callback, the
+        engine or a listener raised; then it is as it was.
+        """
+        self._check_open()
+        seconds_of(drain_timeout, "drain_timeout=")
+        from libctrd import restoring  # the rare case
+
+        return restoring.restore(self, ids.check(id), live=live, stdio=stdio, drain_timeout=drain_timeout)
+
+    @contextlib.contextmanager
+    def _arrival(self, id: str) -> Iterator[threading.Event]:
+        """What is set once the engine tells of the end of that container."""
+        arrival = threading.Event()
+        with self._guard:
+            self._arrivals[id] = arrival
+        try:
+            yield arrival
+        finally:
+            with self._guard:
+                del self._arrivals[id]
 
     def _known(self, id: str) -> Container | None:
         with self._guard:
@@ -346,6 +394,8 @@ class Client:
         Whose event it is is settled here: a container keeps its id until the engine has told all there is of it, but
         by the time the event is handled the id may be another's.
         """
+        if event.id in self._arrivals and event.type == "exit":
+            self._arrivals[event.id].set()
         container = self._known(event.id)
         if container is None:
             log.debug("event %s of container %s, which is not known here", event.type, event.id)
@@ -397,6 +447,7 @@ class Client:
         self._engine.close()
         for container in list(self._containers.values()):
             container._let_go()
+        self._owners.close()
         for stream in self._streams:
             stream.close()
 

@@ -10,13 +10,13 @@ import contextlib
 import logging
 import os
 import threading
-from collections import deque
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from libctrd import directory, ids, proc, starting
+from libctrd import attaching, directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, terminal_size
+from libctrd.changes import Changes
 from libctrd.engine.base import Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
@@ -45,14 +45,6 @@ log = logging.getLogger("libctrd")
 _SIGKILL = 9
 
 
-class Waiter:
-    """One caller who waits for a pause or a resume (C11)."""
-
-    def __init__(self) -> None:
-        self.woken = threading.Event()
-        self.ended = False
-
-
 class Container:
     """A container of a client. Made by `Client.create` and `Client.get`, never directly."""
 
@@ -65,7 +57,7 @@ class Container:
         self._told_of = False  # the engine tells this client what happens to it
         self._exit: ExitStatus | None = None
         self._oom_killed = False
-        self._waiting: dict[str, deque[Waiter]] = {"pause": deque(), "resume": deque()}
+        self._changes = Changes(record.id)
         self._finished = threading.Event()  # ended, read to the end, and cleaned where that is ours to do
         self._notified = threading.Event()  # and its listeners were told: the exit notifier (C11)
 
@@ -315,6 +307,27 @@ class Container:
             wanted = specs.further(self.spec(), args, terminal=terminal, **settings)
             return starting.add(told, name, wanted, stdio, drain_timeout)
 
+    def attach(
+        self,
+        stdio: Choice | Stdio | Callback = PIPE,
+        *,
+        process: str = INIT,
+        drain_timeout: float | None = None,
+    ) -> Process:
+        """Connects to the streams of a process that was started without a client for them, or has lost its own.
+
+        *stdio* is as in `start`; a stream that the process does not have is ``None``. Until `Process.detach`, or the
+        end, its output is read here, and nothing of it is discarded or logged; what was held for a client comes first.
+        Returns the process, whose ``wait()`` is that of its owner (C28). It is not cleaned by that: see
+        `Client.restore` for becoming the owner of a container.
+
+        Raises `NotFoundError` when there is no such process, `AlreadyExistsError` while another client reads its
+        output, `InvalidArgumentError` when it has no stream for anybody.
+        """
+        seconds_of(drain_timeout, "drain_timeout=")
+        with self._client._locked(self.id):
+            return attaching.attach(self, process, stdio, drain_timeout)
+
     def process(self, name: str) -> Process:
         """The further process *name* that this client started and that has not ended. Raises `NotFoundError`."""
         process = self._processes.get(name)
@@ -361,43 +374,11 @@ class Container:
 
     def pause(self, timeout: float | None = None) -> None:
         """Freezes it; returns once the event of it has come and listeners were told (C20). *timeout* in seconds."""
-        self._change("pause", timeout)
+        self._changes.make(self, "pause", timeout)
 
     def resume(self, timeout: float | None = None) -> None:
         """Thaws it; returns once the event of it has come and listeners were told (C20). *timeout* in seconds."""
-        self._change("resume", timeout)
-
-    def _change(self, change: str, timeout: float | None) -> None:
-        """Sends under the lock, joins the waiters before it is let go of, and waits without it (C18)."""
-        waiter = Waiter()
-        with self._client._locked(self.id):
-            self._require_running()
-            waiting = self._client._watch(self)._waiting[change]
-            waiting.append(waiter)
-            try:
-                (self._client._engine.pause if change == "pause" else self._client._engine.resume)(self.id)
-            except BaseException:
-                if waiter in waiting:
-                    waiting.remove(waiter)
-                raise
-        if not waiter.woken.wait(timeout):
-            raise DeadlineError(f"container {self.id!r} did not {change} within {timeout:g} s")
-        if waiter.ended:
-            raise NotFoundError(f"container {self.id!r} ended before it could {change}")
-
-    def _wake(self, change: str) -> None:
-        """Wakes the oldest caller that waits for *change* (C11)."""
-        with self._client._locked(self.id):
-            if self._waiting[change]:
-                self._waiting[change].popleft().woken.set()
-
-    def _end_waits(self) -> None:
-        """An exit ends every wait for a pause or a resume, with an error (C11). Called under the lock."""
-        for waiters in self._waiting.values():
-            while waiters:
-                waiter = waiters.popleft()
-                waiter.ended = True
-                waiter.woken.set()
+        self._changes.make(self, "resume", timeout)
 
     def clean(self, *, force: bool = False) -> None:
         """Removes its directory, and all that the engine and the runtime hold of it (C2).

@@ -29,10 +29,15 @@ def handle(client: Client, container: Container, event: Event) -> None:
         elif event.type == "exit" and event.process != INIT:
             _process_exited(client, container, event.process, event.status or ExitStatus(UNKNOWN_EXIT, known=False))
         elif event.type == "exit":
-            _exited(client, container, event.status or ExitStatus(UNKNOWN_EXIT, known=False))
+            ended(client, container, event.status or ExitStatus(UNKNOWN_EXIT, known=False))
         elif event.type in ("pause", "resume"):
             change = event.type
-            client._report(container, StateInfo(change, at=client._now()), lambda: container._wake(change))
+
+            def wake() -> None:
+                with client._locked(container.id):
+                    container._changes.wake(change)
+
+            client._report(container, StateInfo(change, at=client._now()), wake)
         elif event.type == "oom":
             container._oom_killed = True
             client._report(container, StateInfo("oom", oom_killed=True, at=client._now()))
@@ -40,13 +45,13 @@ def handle(client: Client, container: Container, event: Event) -> None:
             log.debug("event %s of container %s is none that is handled", event.type, event.id)
 
 
-def _exited(client: Client, container: Container, status: ExitStatus) -> None:
+def ended(client: Client, container: Container, status: ExitStatus) -> None:
     """``init`` has ended: its output is waited for, without the lock, before anything is cleaned (C28)."""
     if container._exit is not None:
         return
     container._exit = status
     container._oom_killed = container._oom_killed or status.oom_killed
-    container._end_waits()
+    container._changes.end()
     init = container._processes.get(INIT)
 
     def drained() -> None:
@@ -79,7 +84,7 @@ def _settle(client: Client, container: Container, process: Process | None) -> No
     """
     with client._locked(container.id):
         if process is not None:
-            process._drained = True
+            process.drained()
             if process.name != INIT:
                 _finish_process(client, container, process)
         others = any(name != INIT for name in container._processes)
@@ -91,12 +96,15 @@ def _settle(client: Client, container: Container, process: Process | None) -> No
 def _finish_process(client: Client, container: Container, process: Process) -> None:
     """Cleans a further process and forgets it, then queues the report (C10)."""
     assert process.status is not None
-    try:
-        client._engine.delete_process(container.id, process.name)
-    except CtrdError as error:
-        log.warning("process %s of container %s has ended, but: %s", process.name, container.id, error)
-    container.clean_process(process.name)
-    container._leave_bundle()
+    if not process.came_later or container._owned:
+        try:
+            client._engine.delete_process(container.id, process.name)
+        except CtrdError as error:
+            log.warning("process %s of container %s has ended, but: %s", process.name, container.id, error)
+        container.clean_process(process.name)
+        container._leave_bundle()
+    container._processes.pop(process.name, None)
+    client._owners.give_back(container._record, process.name)
     process._finished.set()
     _tell_process_exit(client, container, process.name, process.status, process._notified.set)
 
@@ -119,6 +127,7 @@ def _finish(client: Client, container: Container, status: ExitStatus) -> None:
     except CtrdError as error:
         log.error("container %s has ended and could not be cleaned: %s", container.id, error)
     client._forget(container)
+    client._owners.give_back(container._record, INIT)
     container._finished.set()
     init = container._processes.get(INIT)
     if init is not None:

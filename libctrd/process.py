@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     import signal
 
     from libctrd.container import Container
+    from libctrd.engine.base import Ends
     from libctrd.fifo import Fifo
     from libctrd.stdio import Callback, Choice, Stdio
 
 log = logging.getLogger("libctrd")
 
+DETACH_SECONDS = 1.0
+"""How long `Process.detach` may take to deliver what was printed by then."""
+
 
 class Process:
-    """A process that this client has started. Those after the first are made by `Container.exec`, never directly."""
+    """A process that this client has started or attached to. Made by `Container.exec` and `attach`, never directly."""
 
     def __init__(
         self,
@@ -50,6 +54,9 @@ class Process:
         self._container = container
         self._started = False
         self._close_pending = False
+        self._ends: Ends | None = None  # of streams that this client came to later
+        self.came_later = False
+        """Another client has started it, and its end is that client's to clean, unless this one has restored it."""
         self._drained = False  # its output has come to its end
         self._finished = threading.Event()  # and it is cleaned
         self._notified = threading.Event()  # and listeners were told
@@ -86,7 +93,9 @@ class Process:
         if not done.wait(timeout):
             raise DeadlineError(f"process {self.name!r} of container {container.id!r} did not end within {timeout:g} s")
         if self.status is None:
-            raise ClosedError(f"the client of process {self.name!r} of container {container.id!r} was closed first")
+            raise ClosedError(
+                f"process {self.name!r} of container {container.id!r} was detached, or its client closed, while it ran"
+            )
         return self.status
 
     def signal(self, sig: int | str | signal.Signals) -> None:
@@ -125,11 +134,51 @@ class Process:
         if self.status is not None:
             raise NotFoundError(f"process {self.name!r} of container {self._container.id!r} is not running any more")
 
+    def detach(self) -> None:
+        """Lets go of its streams, which `Container.attach` gave it: it runs on, and its output is unattended again.
+
+        What was printed by now is delivered first where that does not take long. Its stdin does not end. A `wait` of
+        this object that another client's process has ends with `ClosedError`. Idempotent.
+        """
+        container = self._container
+        for pump in self.streams.pumps:
+            pump.finish()
+        for pump in self.streams.pumps:
+            pump.wait(DETACH_SECONDS)
+        with container._client._locked(container.id):
+            if self._ends is None:
+                return
+            self.streams.close()
+            self.streams = stdio.Streams(stdio.DETACHED, self.terminal)
+            self.let_go_of_ends()
+            container._client._owners.give_back(container._record, self.name)
+            if self.came_later and container._processes.get(self.name) is self and self.status is None:
+                del container._processes[self.name]
+                self.let_go()
+
     # ---- its life ------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Opens the fifos and wraps stdin (C6)."""
         self.streams.open(self._container.bundle, self.name, self._stdin_closed)
+
+    def take(self, ends: Ends, streams: stdio.Streams, fifos: dict[str, Fifo]) -> None:
+        """Takes streams of a process that is there already, in the place of `open`."""
+        self.streams = streams
+        self._ends = ends
+        streams.take(fifos, self._stdin_closed)
+
+    def let_go_of_ends(self) -> None:
+        """Nobody reads its output here any longer."""
+        ends, self._ends = self._ends, None
+        if ends is not None:
+            ends.close()
+
+    def drained(self) -> None:
+        """Its output has come to its end. Who reads it himself may not have taken all yet: then nobody else may."""
+        self._drained = True
+        if self._container._owned or not self.streams.read_by_caller:
+            self.let_go_of_ends()
 
     def began(self) -> None:
         """It runs: a close of stdin that came before is told now (C7), and the relay may begin."""
@@ -173,6 +222,7 @@ class Process:
     def failed(self) -> None:
         """It never came to be: everything is closed, and the fifos are removed."""
         self.streams.close()
+        self._container._client._owners.give_back(self._container._record, self.name)
         self.clean()
 
     def clean(self) -> None:
@@ -183,5 +233,6 @@ class Process:
         """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""
         for pump in self.streams.all_pumps():
             pump.cancel()
+        self.let_go_of_ends()
         self._finished.set()
         self._notified.set()

@@ -55,6 +55,12 @@ def launch(
     client._engine.claim(container._record)  # if another was quicker, its fifos stay untouched
     asked = False
     try:
+        if not init.streams.left_to_others:
+            client._owners.take(container._record, INIT)
+    except BaseException:
+        client._engine.unclaim(container._record)
+        raise
+    try:
         init.open()
         container._processes[INIT] = init
         client._register(container)
@@ -77,6 +83,7 @@ def launch(
         container._processes.clear()
         if asked and isinstance(error, AlreadyExistsError):  # another client got in between: what lies there is its
             init.streams.close()
+            client._owners.give_back(container._record, INIT)
             client._forget(container)
             raise
         init.failed()
@@ -115,6 +122,8 @@ def add(
     if name == INIT or name in container._processes:  # `init` may be another client's
         raise AlreadyExistsError(f"container {container.id!r} has a process {name!r} already: choose another name")
     process = Process(container, name, bool(settings["terminal"]), streams, drain_timeout)
+    if not process.streams.left_to_others:
+        client._owners.take(container._record, name)
     try:
         process.open()
         process.pid = client._engine.exec(

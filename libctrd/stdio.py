@@ -30,6 +30,10 @@ GROWN = 1 << 20
 """Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
 
 
+STREAMS = ("stdin", "stdout", "stderr")
+"""The names of the three, in their order."""
+
+
 class Choice(enum.Enum):
     """What becomes of a stream. See `PIPE`, `INHERIT`, `NULL` and `DETACHED`."""
 
@@ -160,7 +164,7 @@ def _remove(where: str) -> None:
 
 def remove_fifos(directory: str, process: str) -> None:
     """Removes a process's three fifos (C3). One that is missing is fine; one that cannot be removed is a warning."""
-    for stream in ("stdin", "stdout", "stderr"):
+    for stream in STREAMS:
         _remove(path(directory, process, stream))
 
 
@@ -280,9 +284,7 @@ class Streams:
 
     def names(self) -> list[str]:
         """Which fifos there are: of ``stdin``, ``stdout`` and ``stderr``."""
-        names = [
-            name for name, choice in zip(("stdin", "stdout", "stderr"), self.chosen, strict=True) if choice is not NULL
-        ]
+        names = [name for name, choice in zip(STREAMS, self.chosen, strict=True) if choice is not NULL]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
 
     def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
@@ -291,6 +293,28 @@ class Streams:
         if isinstance(self.pipe.stdin, Fifo):
             self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
+        self._grow()
+
+    def take(self, fifos: dict[str, Fifo], tell: Callable[[], None]) -> None:
+        """Takes ends of fifos that are there already, in the place of `open`: those of a process that runs."""
+        stdin, self.pipe.stdout, self.pipe.stderr = (fifos.get(stream) for stream in STREAMS)
+        if stdin is not None:
+            self.pipe.stdin = Stdin(stdin, tell)
+        if self.terminal and self.pipe.stderr is None and self.chosen[2] is PIPE:
+            self.pipe.stderr = io.BytesIO()
+        self._grow()
+
+    def names_taken(self) -> list[str]:
+        """Which streams this process has an end of."""
+        ends = (self.pipe.stdin, self.pipe.stdout, self.pipe.stderr)
+        return [name for name, end in zip(STREAMS, ends, strict=True) if isinstance(end, (Stdin, Fifo))]
+
+    @property
+    def read_by_caller(self) -> bool:
+        """Does the caller read some of the output himself?"""
+        return any(isinstance(fifo, Fifo) and not fifo.closed for fifo in (self.pipe.stdout, self.pipe.stderr))
+
+    def _grow(self) -> None:
         if growing_is_free():  # what the caller reads himself; the relay grows what it moves
             for fifo, choice in zip((self.pipe.stdout, self.pipe.stderr), self.chosen[1:], strict=True):
                 if choice is PIPE and isinstance(fifo, Fifo):
@@ -299,7 +323,7 @@ class Streams:
     def _drop_unwanted(self, directory: str, process: str) -> None:
         """What is for nobody is closed; a fifo that the container does not get is removed."""
         names = self.names()
-        for name, choice in zip(("stdin", "stdout", "stderr"), self.chosen, strict=True):
+        for name, choice in zip(STREAMS, self.chosen, strict=True):
             if choice not in (NULL, DETACHED):
                 continue
             stream = getattr(self.pipe, name)

@@ -463,6 +463,9 @@ def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo
     return fifo
 
 
+include "adopting.pxi"
+
+
 def _switch(
     *, portable_path: bool | None = None, inotify: bool | None = None, write_flag: bool | None = None
 ) -> None:

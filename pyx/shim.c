@@ -13,7 +13,8 @@
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
  *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --flags of these letters: i o e the fifos there are,
  *     t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves, p no pivot, x only undo,
- *     r remove everything once it has ended and its output was drained: for a container that no client waits for
+ *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
+ *     a the starter reads its output himself, as if he had said "attach"
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection.
  *   watch          state running|paused|stopped PID, then events: oom, pause, resume, exit CODE OOM SECONDS NANOSECONDS
@@ -306,7 +307,7 @@ static void set_up(void)
 	syscall(SYS_close_range, STATE_FD + 1, ~0U, 0); /* ENOSYS before Linux 5.9: the starter passed only ours anyway */
 	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
-	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true};
+	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
 
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
@@ -366,6 +367,7 @@ static void parse(int argc, char **argv)
 			opt.no_pivot = strchr(value, 'p') != NULL;
 			opt.undo = strchr(value, 'x') != NULL;
 			opt.auto_remove = strchr(value, 'r') != NULL;
+			opt.attended = strchr(value, 'a') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else

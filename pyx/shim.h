@@ -49,7 +49,7 @@ struct options {
 	const char *id, *state, *bundle, *root, *memory, *log;
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool in, out, err, terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove;
+	bool in, out, err, terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;
 	enum unattended unattended;
 };
 extern struct options opt;

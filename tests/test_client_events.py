@@ -99,10 +99,10 @@ def test_the_oldest_waiter_is_woken_first_though_the_listener_fails(
     client.subscribe(Failing())
     container = client.create("web", spec("sleep 1000"))
     container.start()
-    from libctrd.container import Waiter
+    from libctrd.changes import Waiter
 
     first, second = Waiter(), Waiter()
-    container._waiting["pause"].extend([first, second])
+    container._changes._waiting["pause"].extend([first, second])
     client._on_event(Event("web", "pause"))
     assert first.woken.wait(WAIT)
     assert not second.woken.is_set()

@@ -351,7 +351,7 @@ class Waiters(RuleBasedStateMachine):
 
     @rule(change=st.sampled_from(["pause", "resume"]))
     def call(self, change: str) -> None:
-        number, waiting = self.numbers[change], self.container._waiting[change]
+        number, waiting = self.numbers[change], self.container._changes._waiting[change]
         self.numbers[change] += 1
         before = len(waiting)
 
@@ -374,7 +374,7 @@ class Waiters(RuleBasedStateMachine):
             assert reports > told + place, "woken after its report"
         assert self.client._lanes.drain(WAIT)
         assert self.chronicle.types("web").count(change) == told + times
-        assert len(self.container._waiting[change]) == len(self.queues[change])
+        assert len(self.container._changes._waiting[change]) == len(self.queues[change])
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from msgspec import Struct
 
 from libctrd.errors import AlreadyExistsError, UnsupportedError
-from libctrd.state import Event, ExitStatus, Stats, Status
+from libctrd.state import INIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
     from libctrd.images import Images
@@ -108,6 +108,19 @@ class Snapshot(Struct, frozen=True):
     exit: ExitStatus | None = None
 
 
+class Ends(Struct, frozen=True):
+    """The fifos of a process that runs, or has just ended: by stream the path of each that there is.
+
+    `close` says that they are not read any longer; until then the engine keeps its hands off what is written there.
+    """
+
+    terminal: bool = False
+    paths: dict[str, str] = {}
+    close: Callable[[], None] = lambda: None
+    passed: dict[str, int] = {}
+    """Descriptors of them, by stream, for who may not open those paths; they are the caller's."""
+
+
 class EngineInfo(Struct, frozen=True):
     """What ``ctrd info`` shows of an engine."""
 
@@ -157,11 +170,25 @@ class Engine(Protocol):
     def create(self, request: CreateRequest) -> int:
         """Creates and starts it; returns the system pid of ``init``, 0 if it is not listed (C6)."""
 
+    def attach(self, id: str, process: str) -> Ends:
+        """The fifos of a process, for a client that comes later: it reads from now on what is written there.
+
+        `NotFoundError` when there is no such process; `UnsupportedError` when its output goes somewhere else for good.
+        """
+
+    def last_event(self, id: str) -> Event | None:
+        """The last event of a container that there is since the time that was kept when this client began; without
+        such a time since ever (C22). An engine that keeps no events says how it is: paused or ended.
+        """
+
     def exec(self, request: ExecRequest) -> int:
         """Starts a further process; returns its system pid. Its ``exit`` event follows (C21)."""
 
     def watch(self, id: str) -> None:
         """Tell the sink of this container too, its end included when that is past already."""
+
+    def watch_all(self) -> None:
+        """Tell the sink from now on also of each container that anybody starts: its start, then as `watch`."""
 
     def records(self) -> list[Record]:
         """Every container that there is."""
@@ -213,6 +240,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Lets go of everything of this client; containers run on."""
+
+
+def how_it_is(id: str, snapshot: Snapshot) -> Event | None:
+    """`Engine.last_event` of an engine that keeps no events."""
+    if snapshot.exit is not None:
+        return Event(id, "exit", INIT, snapshot.exit)
+    return Event(id, "pause") if snapshot.status == "paused" else None
 
 
 def started_already(id: str) -> AlreadyExistsError:

@@ -18,7 +18,7 @@ import msgspec
 from libctrd import directory, ids, protos
 from libctrd import spec as specs
 from libctrd.engine import cgroups, cutstart, exitfile, late, runc, startmark, store, taskio
-from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted
+from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted, how_it_is
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import PAUSED, STOPPED, TASKS, Exits, exit_status
 from libctrd.engine.operations import CREATE_SECONDS, Operations
@@ -153,6 +153,10 @@ class ContainerdEngine(Operations):
         over = startmark.is_left(where)
         self._store.record(id)  # whoever removes it lets go of the directory last
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False)) if over else Snapshot("created")
+
+    def last_event(self, id: str) -> Event | None:
+        """See `Engine.last_event`: containerd keeps none."""
+        return how_it_is(id, self.snapshot(id))
 
     # ---- a start -------------------------------------------------------------------------------------------------
 
@@ -331,8 +335,9 @@ class ContainerdEngine(Operations):
         if snapshot.exit is not None:
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
-            self._know_cgroup(self.record(id))
-            self._exits.add(id, INIT, snapshot.pid, paused=snapshot.status == "paused")
+            record = self.record(id)
+            self._know_cgroup(record)
+            self._exits.add(id, INIT, snapshot.pid, terminal=record.terminal, paused=snapshot.status == "paused")
         else:
             self._exits.start()
 

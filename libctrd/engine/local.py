@@ -34,6 +34,7 @@ from libctrd.engine.base import (
     started_already,
     unsupported,
 )
+from libctrd.engine.latecomer import Latecomer
 from libctrd.errors import CtrdError, NotFoundError, UnavailableError, from_os_error
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
@@ -49,7 +50,7 @@ RECORD = "state.json"
 _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
 
 
-class LocalEngine:
+class LocalEngine(Latecomer):
     """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
 
     def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
@@ -215,6 +216,7 @@ class LocalEngine:
                 "k": not record.own_pid_namespace,
                 "p": request.no_pivot_root,
                 "r": request.auto_remove,
+                "a": request.attended,
             }.items()
             if wanted
         )

@@ -5,23 +5,34 @@ An engine is made of them and of what has an order and a memory: starts, ends, e
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from typing import Any
 
 import msgspec
 
 from libctrd import ids, protos
 from libctrd.engine import metrics
+from libctrd.engine.base import Ends
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import TASKS, exec_id
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import Stats
+from libctrd.stdio import STREAMS
 
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 
 _ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
 """How a shim refuses what would need a running process."""
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.lstat(path).st_mode)
+    except OSError:
+        return False  # it was removed
 
 
 class Operations:
@@ -68,6 +79,16 @@ class Operations:
             container_id=id, exec_id=exec_id(process), width=width, height=height
         )
         self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def attach(self, id: str, process: str) -> Ends:
+        """See `Engine.attach`. What its shim writes into is what it was told at the start, and stays so."""
+        request = protos.message("containerd.services.tasks.v1.GetRequest")(
+            container_id=ids.check(id), exec_id=exec_id(process)
+        )
+        found = self._call(f"{TASKS}/Get", request, f"look at process {process!r} of container {id!r}").process
+        paths = {stream: getattr(found, stream) for stream in STREAMS}
+        fifos = {stream: path for stream, path in paths.items() if path.startswith("/") and _is_fifo(path)}
+        return Ends(found.terminal, fifos)
 
     def pids(self, id: str) -> list[int]:
         """See `Engine.pids`."""
