@@ -11,8 +11,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from libctrd import directory, handling, ids
@@ -28,10 +27,10 @@ from libctrd.errors import (
     NotFoundError,
     from_os_error,
 )
-from libctrd.events import EventStream, Lanes, Listener
 from libctrd.owning import Owners
-from libctrd.state import Event, StateInfo
+from libctrd.state import Event
 from libctrd.stdio import PIPE
+from libctrd.telling import Telling
 
 if TYPE_CHECKING:
     from libctrd.images import Images
@@ -43,20 +42,17 @@ CONFIG = "config.json"
 CLOSE_SECONDS = 5.0
 
 
-class Client:
+class Client(Telling):
     """Containers of one engine. Made by `libctrd.connect`; a context manager. Any thread may call it."""
 
     def __init__(self, engine: Engine, root: str) -> None:
+        super().__init__()
         self._engine = engine
         self._root = root
         self._containers: dict[str, Container] = {}
-        self._guard = threading.Lock()
         self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}
-        self._listeners: list[Listener] = []
-        self._streams: list[EventStream] = []
-        self._lanes = Lanes("ctrd-lane")
-        self._telling = threading.local()
         self._arrivals: dict[str, threading.Event] = {}
+        self._overhears = False
         self._closed = False
         self._process = os.getpid()
         try:
@@ -345,48 +341,25 @@ class Client:
 
     # ---- events --------------------------------------------------------------------------------------------------
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """From now on *listener* is told of every container of this client (C11). Call what it returns to end that.
+    def watch_all(self) -> None:
+        """From now on listeners and streams are told of every container of the engine, whoever started or starts it.
 
-        Reports of events come through a queue: in order for one container, independently between containers; what it
-        raises then is logged. ``start-container`` is reported within the call of `Container.start`, under the
-        container's lock, and what it raises fails that start (C6).
+        Of those of other clients ``start-container`` is reported too; of further processes with ``start-process`` by
+        engines that tell of it. They stay the other clients': nothing is read, and nothing cleaned. Of those that run
+        by now the end is told, and not that they run; see `containers`. Raises `UnsupportedError` where that is not to
+        be had, `UnavailableError` when the system has no room for another watch.
         """
-        if not callable(getattr(listener, "state_changed", None)):
-            raise InvalidArgumentError(f"{listener!r} is no listener: it has no method state_changed(id, info)")
-        with self._guard:
-            self._listeners = [*self._listeners, listener]
-
-        def unsubscribe() -> None:
-            with self._guard:
-                self._listeners = [other for other in self._listeners if other is not listener]
-
-        return unsubscribe
-
-    def events(self) -> EventStream:
-        """A stream of what happens to the containers of this client from now on, as pairs of id and `StateInfo`.
-
-        Iterate it, or call its ``get(timeout)``; close it (it is a context manager) to end the iteration.
-        """
-        stream = EventStream(self._end_stream)
-        with self._guard:
-            self._streams = [*self._streams, stream]
-        return stream
-
-    def _end_stream(self, stream: EventStream) -> None:
-        with self._guard:
-            self._streams = [other for other in self._streams if other is not stream]
-
-    def _tell(self, id: str, info: StateInfo) -> None:
-        """A report that a call makes itself: straight to the listeners, and their exception to the caller (C11)."""
-        for stream in self._streams:
-            stream.put(id, info)
-        for listener in self._listeners:
-            listener.state_changed(id, info)
-
-    def _is_telling(self, id: str) -> bool:
-        """Is the calling thread just telling a listener of that container?"""
-        return getattr(self._telling, "id", None) == id
+        self._check_open()
+        self._overhears = True
+        self._engine.watch_all()
+        for record in self._engine.records():
+            try:
+                if self._engine.snapshot(record.id).status in ("running", "paused"):
+                    self._engine.watch(record.id)
+            except NotFoundError:
+                continue  # removed meanwhile
+            except CtrdError as error:
+                log.warning("container %s is not watched: %s", record.id, error)
 
     def _on_event(self, event: Event) -> None:
         """Called by the engine, by a thread that must not wait: hands the event to the lane of its container.
@@ -397,32 +370,12 @@ class Client:
         if event.id in self._arrivals and event.type == "exit":
             self._arrivals[event.id].set()
         container = self._known(event.id)
-        if container is None:
+        if container is None and self._overhears:
+            handling.overheard(self, event)
+        elif container is None:
             log.debug("event %s of container %s, which is not known here", event.type, event.id)
         else:
             self._lanes.submit(("event", event.id), lambda: handling.handle(self, container, event))
-
-    def _report(self, container: Container, info: StateInfo, then: Callable[[], None] = lambda: None) -> None:
-        """Queues a report. *then* follows it, whether or not a listener failed (C11)."""
-        self._lanes.submit(("report", container.id), lambda: self._report_now(container.id, info, then))
-
-    def _report_now(self, id: str, info: StateInfo, then: Callable[[], None]) -> None:
-        self._telling.id = id
-        try:
-            for stream in self._streams:
-                stream.put(id, info)
-            for listener in self._listeners:
-                try:
-                    listener.state_changed(id, info)
-                except BaseException:
-                    log.exception("a listener failed on %s of container %s", info.type, id)
-        finally:
-            self._telling.id = None
-            then()
-
-    @staticmethod
-    def _now() -> datetime:
-        return datetime.now(timezone.utc)
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

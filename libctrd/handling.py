@@ -45,6 +45,18 @@ def handle(client: Client, container: Container, event: Event) -> None:
             log.debug("event %s of container %s is none that is handled", event.type, event.id)
 
 
+def overheard(client: Client, event: Event) -> None:
+    """What happened to a container of another client is reported as it was told: nothing of it is ours to handle."""
+    at, kind, code, oom_killed = client._now(), event.type, None, event.type == "oom"
+    if kind == "exit":
+        status = event.status or ExitStatus(UNKNOWN_EXIT, known=False)
+        at, code, oom_killed = status.exited_at or at, status.code, status.oom_killed
+        if event.process != INIT:
+            kind = "exit-process"
+    info = StateInfo(kind, event.pid, event.process, code, oom_killed, at)
+    client._lanes.submit(("report", event.id), lambda: client._report_now(event.id, info, lambda: None))
+
+
 def ended(client: Client, container: Container, status: ExitStatus) -> None:
     """``init`` has ended: its output is waited for, without the lock, before anything is cleaned (C28)."""
     if container._exit is not None:

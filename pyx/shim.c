@@ -17,7 +17,8 @@
  *     a the starter reads its output himself, as if he had said "attach"
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection.
- *   watch          state running|paused|stopped PID, then events: oom, pause, resume, exit CODE OOM SECONDS NANOSECONDS
+ *   watch          state starting|running|paused|stopped PID, then events: started PID, oom, pause, resume,
+ *                  exit CODE OOM SECONDS NANOSECONDS
  *   kill N         ok | error ERRNO                     signals init; never a stranger: a pid not reaped is not reused
  *   close-stdin    ok                                   lets go of our write end
  *   resize W H     ok | error ERRNO

@@ -302,7 +302,7 @@ static void start_ended(int code)
 		init.state = RUNNING;
 		watch_oom();
 		snprintf(text, sizeof text, "started %d", (int)init.pid);
-		say(0, text);
+		announce(text); /* to the starter, and to who watches already: who comes later is told the state */
 		return;
 	}
 	init.pid = 0;

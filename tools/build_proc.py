@@ -31,9 +31,12 @@ int ctrd_get_subreaper(int *on);
 int ctrd_set_pdeathsig(int sig);
 int ctrd_get_pdeathsig(int *sig);
 int ctrd_unmount(const char *path);
+int ctrd_inotify_init(void);
+int ctrd_inotify_add(int fd, const char *path, unsigned int mask);
+int ctrd_inotify_remove(int fd, int watch);
 """
 
-# Every function returns 0 or an errno, ctrd_pidfd_open a descriptor or a negative errno. cffi lets go of the
+# Every function returns 0 or an errno; those that make something return it, or a negative errno. cffi lets go of the
 # GIL for the length of each call.
 SOURCE = r"""
 #ifndef _GNU_SOURCE
@@ -51,6 +54,7 @@ SOURCE = r"""
 #include <sys/wait.h>
 #include <unistd.h>
 #ifdef __linux__
+#include <sys/inotify.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -305,6 +309,30 @@ static int ctrd_unmount(const char *path)
     return ENOSYS;
 #endif
 }
+
+#ifdef __linux__
+static int ctrd_inotify_init(void)
+{
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static int ctrd_inotify_add(int fd, const char *path, unsigned int mask)
+{
+    int watch = inotify_add_watch(fd, path, mask);
+    return watch < 0 ? -errno : watch;
+}
+
+static int ctrd_inotify_remove(int fd, int watch) { return inotify_rm_watch(fd, watch) < 0 ? errno : 0; }
+#else
+static int ctrd_inotify_init(void) { return -ENOSYS; }
+static int ctrd_inotify_add(int fd, const char *path, unsigned int mask)
+{
+    (void)fd; (void)path; (void)mask;
+    return -ENOSYS;
+}
+static int ctrd_inotify_remove(int fd, int watch) { (void)fd; (void)watch; return ENOSYS; }
+#endif
 """
 
 ffi = FFI()

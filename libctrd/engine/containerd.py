@@ -21,6 +21,7 @@ from libctrd.engine import cgroups, cutstart, exitfile, late, runc, startmark, s
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted, how_it_is
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import PAUSED, STOPPED, TASKS, Exits, exit_status
+from libctrd.engine.memory import Memory
 from libctrd.engine.operations import CREATE_SECONDS, Operations
 from libctrd.engine.rootfs import Rootfs
 from libctrd.errors import (
@@ -72,14 +73,12 @@ class ContainerdEngine(Operations):
         self._store = store.Store(channel, self.root)
         self._rootfs = Rootfs(channel)
         # Guards the tables: the records of what this client made, for what is asked of each of them again and again;
-        # the locks of starts that are under way; how those have ended that are to be removed; the cgroup of each whose
-        # end is to be told, and those of which it was told that their memory ran out.
+        # the locks of starts that are under way; how those have ended that are to be removed.
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
         self._starting: dict[str, int] = {}
         self._exited: dict[str, ExitStatus] = {}
-        self._cgroups: dict[str, str] = {}
-        self._oom: set[str] = set()
+        self._memory = Memory()
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -265,7 +264,8 @@ class ContainerdEngine(Operations):
             if isinstance(error.__cause__, NotFoundError):
                 self._store.record(record.id)  # raises when it is the container that is not there
             raise
-        self._know_cgroup(record)
+        self._memory.know(record)
+        self._exits.starts_here(record.id, reply.pid)
         self._exits.add(record.id, INIT, reply.pid, terminal=record.terminal)
         start = package.StartRequest(container_id=record.id)
         try:
@@ -336,46 +336,32 @@ class ContainerdEngine(Operations):
             self._sink(Event(id, "exit", INIT, snapshot.exit))
         elif snapshot.pid:
             record = self.record(id)
-            self._know_cgroup(record)
+            self._memory.know(record)
             self._exits.add(id, INIT, snapshot.pid, terminal=record.terminal, paused=snapshot.status == "paused")
         else:
             self._exits.start()
 
-    def _tell(self, event: Event) -> None:
-        """Called by a thread that must not wait: hands on what happened.
+    def watch_all(self) -> None:
+        """See `Engine.watch_all`."""
+        self._exits.watch_all()
 
-        containerd tells of memory that ran out at its leisure, maybe twice, maybe after the exit. By the exit the
-        cgroup knows: so it is told once, and by then.
-        """
+    def _tell(self, event: Event) -> None:
+        """Called by a thread that must not wait: hands on what happened. That memory ran out is told once."""
         id = event.id
         if event.type == "oom":
-            if self._is_first_oom(id):
+            if self._memory.is_first(id):
                 self._sink(event)
             return
         if event.type == "exit" and event.process == INIT:
-            with self._lock:
-                cgroup = self._cgroups.pop(id, "")
-            if event.status is not None and cgroups.oom_kills(cgroup):
+            ran_out, news = self._memory.ended(id)
+            if event.status is not None and ran_out:
                 event = msgspec.structs.replace(event, status=msgspec.structs.replace(event.status, oom_killed=True))
-                if self._is_first_oom(id):
+                if news:
                     self._sink(Event(id, "oom"))
             with self._lock:
-                self._oom.discard(id)
                 if id in self._records and event.status is not None:
                     self._exited[id] = event.status
         self._sink(event)
-
-    def _is_first_oom(self, id: str) -> bool:
-        with self._lock:
-            first = id not in self._oom
-            self._oom.add(id)
-            return first
-
-    def _know_cgroup(self, record: Record) -> None:
-        """From now on until its end is told, its cgroup can be asked for memory that ran out."""
-        with self._lock:
-            self._cgroups[record.id] = record.cgroup
-            self._oom.discard(record.id)
 
     def _keep(self, id: str, status: ExitStatus) -> None:
         """For who asks when containerd knows it no more."""

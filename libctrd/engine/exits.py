@@ -94,6 +94,8 @@ class Exits:
         self._closing = threading.Event()
         self._stream: Any = None
         self._marker = f"/libctrd/{ids.generate()}"
+        self._everything = False
+        self._started_here: dict[str, int] = {}
         self._state_dir: str | None = None
 
     # ---- what is watched -----------------------------------------------------------------------------------------
@@ -239,7 +241,8 @@ class Exits:
         """The stream of events, from an event of ours on, which is published until it has come back."""
         package = protos.package("containerd.services.events.v1")
         namespace = self._channel.namespace
-        topics = f"^({self._marker}|/tasks/(exit|oom|paused|resumed))$"
+        starts = "|start|exec-started" if self._everything else ""
+        topics = f"^({self._marker}|/tasks/(exit|oom|paused|resumed{starts}))$"
         request = package.SubscribeRequest(filters=[f'namespace=={namespace},topic~="{topics}"'])
         self._stream = self._channel.stream(f"{EVENTS}/Subscribe", request, doing="read the events of containerd")
         if self._closing.is_set():  # `close` may have looked for a stream before there was this one
@@ -279,8 +282,37 @@ class Exits:
             self._ended(id, INIT if event.id == id else event.id, event)
         elif kind == "oom":
             self.sink(Event(id, "oom"))
+        elif kind == "start":
+            self._started_by_anybody(id, event.pid)
+        elif kind == "exec-started":
+            if not self.known(id, event.exec_id):
+                self.sink(Event(id, "start-process", event.exec_id, pid=event.pid))
         else:
             self._paused(id, kind == "paused")
+
+    def watch_all(self) -> None:
+        """From now on each start is told too, and each container watched that anybody starts."""
+        with self._lock:
+            before, self._everything = self._everything, True
+            stream = self._stream
+        if not before and stream is not None:  # what it is to send was said when it was begun
+            self._ready.clear()
+            stream.cancel()
+        self.subscribed()
+
+    def starts_here(self, id: str, pid: int) -> None:
+        """That process is the container's that this client is about to start: its start is told by who called."""
+        with self._lock:
+            if self._everything:
+                self._started_here[id] = pid
+
+    def _started_by_anybody(self, id: str, pid: int) -> None:
+        with self._lock:
+            if self._started_here.get(id) == pid:
+                del self._started_here[id]
+                return
+        self.sink(Event(id, "start-container", pid=pid))
+        self.add(id, INIT, pid)
 
     def _paused(self, id: str, paused: bool) -> None:
         with self._lock:

@@ -5,14 +5,24 @@ A part of `libctrd.engine.local.LocalEngine`.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from typing import TYPE_CHECKING
 
 from libctrd.engine import shim
-from libctrd.engine.base import Ends, Snapshot, how_it_is
-from libctrd.errors import NotFoundError
+from libctrd.engine.base import Ends, how_it_is
+from libctrd.engine.newcomers import Newcomers
+from libctrd.errors import CtrdError, NotFoundError
 from libctrd.state import INIT, Event
 from libctrd.stdio import STREAMS
 from libctrd.stdio import path as fifo_path
+
+if TYPE_CHECKING:
+    from libctrd.engine.base import Record, Sink, Snapshot
+    from libctrd.reactor import Reactor
+
+log = logging.getLogger("libctrd")
 
 _LETTERS = {"stdin": "i", "stdout": "o", "stderr": "e"}
 
@@ -20,10 +30,71 @@ _LETTERS = {"stdin": "i", "stdout": "o", "stderr": "e"}
 class Latecomer:
     """What `LocalEngine` adds to itself: it knows where containers lie, and how each is."""
 
+    root: str
+    _reactor: Reactor
+    _sink: Sink
+    _lock: threading.Lock
+    _shims: dict[str, shim.Shim]
+
+    if TYPE_CHECKING:
+
+        def record(self, id: str) -> Record: ...
+        def snapshot(self, id: str) -> Snapshot: ...
+        def watch(self, id: str) -> None: ...
+        def _directory(self, id: str) -> str: ...
+
+    def __init__(self) -> None:
+        self._newcomers: Newcomers | None = None
+        # Both guarded by the engine's lock: those that this client starts just now, and those of which a start is to be
+        # told once their shim says that they run.
+        self._starting: set[str] = set()
+        self._started_elsewhere: set[str] = set()
+
+    def watch_all(self) -> None:
+        """See `Engine.watch_all`."""
+        newcomers: Newcomers | None = Newcomers(self.root, self._reactor, self._found)
+        with self._lock:
+            if self._newcomers is None:
+                self._newcomers, newcomers = newcomers, None
+        if newcomers is not None:
+            newcomers.close()  # another thread was quicker, or it was before
+
+    def _found(self, id: str) -> None:
+        """Called by the reactor's thread. To connect to a socket that listens takes no time, but where 128 others wait.
+
+        `create` puts its container into the table of starts before there is a socket, and takes it out after it has a
+        shim: so one of our own is never taken for another's.
+        """
+        with self._lock:
+            if id in self._starting or id in self._shims:
+                return
+            self._started_elsewhere.add(id)
+        try:
+            self.watch(id)
+        except CtrdError as error:
+            with self._lock:
+                self._started_elsewhere.discard(id)
+            log.debug("container %s was started, and has gone already: %s", id, error)
+
+    def _runs(self, id: str, pid: int) -> None:
+        """A shim has said that its container runs, or has ended by now."""
+        with self._lock:
+            new = pid and id in self._started_elsewhere
+            if new:
+                self._started_elsewhere.discard(id)
+        if new:
+            self._sink(Event(id, "start-container", pid=pid))
+
+    def _stop_watching(self) -> None:
+        with self._lock:
+            newcomers, self._newcomers = self._newcomers, None
+        if newcomers is not None:
+            newcomers.close()
+
     def attach(self, id: str, process: str) -> Ends:
         """See `Engine.attach`. While the connection to the shim lasts that neither discards nor logs."""
-        record = self.record(id)  # type: ignore[attr-defined]
-        where: str = self._directory(id)  # type: ignore[attr-defined]
+        record = self.record(id)
+        where = self._directory(id)
         if process != INIT:
             raise NotFoundError(f"container {id!r} has no process {process!r}")
         paths = {stream: fifo_path(record.bundle, process, stream) for stream in STREAMS}
@@ -46,5 +117,4 @@ class Latecomer:
 
     def last_event(self, id: str) -> Event | None:
         """See `Engine.last_event`."""
-        snapshot: Snapshot = self.snapshot(id)  # type: ignore[attr-defined]
-        return how_it_is(id, snapshot)
+        return how_it_is(id, self.snapshot(id))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
-import signal
 import socket
 import threading
 from datetime import datetime, timezone
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from libctrd import directory, ids, proc
+from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
@@ -35,6 +33,7 @@ from libctrd.engine.base import (
     unsupported,
 )
 from libctrd.engine.latecomer import Latecomer
+from libctrd.engine.orphans import Orphans
 from libctrd.errors import CtrdError, NotFoundError, UnavailableError, from_os_error
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
@@ -50,7 +49,7 @@ RECORD = "state.json"
 _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
 
 
-class LocalEngine(Latecomer):
+class LocalEngine(Latecomer, Orphans):
     """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
 
     def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
@@ -58,6 +57,7 @@ class LocalEngine(Latecomer):
         self.address = f"local:{self.root}"
         self._reactor = reactor
         self._default_runtime = runtime
+        super().__init__()
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -226,6 +226,16 @@ class LocalEngine(Latecomer):
         arguments += self._arguments(record, flags)
         # Under the lock of the directory, so that of two who start it one is first, and nobody removes it half started.
         lock = directory.lock(where, wait=True)
+        with self._lock:
+            self._starting.add(record.id)
+        try:
+            return self._start(record, arguments, lock)
+        finally:
+            with self._lock:
+                self._starting.discard(record.id)
+
+    def _start(self, record: Record, arguments: list[str], lock: int) -> int:
+        where = self._directory(record.id)
         try:
             if shim.was_started(where):
                 raise started_already(record.id)
@@ -309,6 +319,8 @@ class LocalEngine(Latecomer):
             with self._lock:
                 self._told.add(peer)
             self._sink(Event(id, "exit", INIT, shim.exit_status(code, bool(oom), seconds, nanoseconds)))
+        elif word in ("state", "started"):  # "state running PID", "started PID"
+            self._runs(id, int(rest.split()[-1]))
         elif word in ("pause", "resume", "oom"):
             self._sink(Event(id, word))  # type: ignore[arg-type]
 
@@ -332,43 +344,6 @@ class LocalEngine(Latecomer):
             peer.close()
         return told
 
-    def _shim_gone(self, id: str) -> bool:
-        """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
-
-        False when there is nothing that could be told: it was removed meanwhile.
-        """
-        try:
-            snapshot = self.snapshot(id)
-        except NotFoundError:
-            return False
-        except CtrdError as error:
-            log.warning("the end of container %s cannot be told: %s", id, error)
-            return False
-        if snapshot.exit is None and not snapshot.pid:
-            return False
-        if snapshot.exit is None or not snapshot.exit.known:
-            log.warning("the shim of container %s is gone: the exit code is not known", id)
-        if snapshot.exit is not None:
-            self._sink(Event(id, "exit", INIT, snapshot.exit))
-        else:
-            self._watch_orphan(id, snapshot.pid)
-        return True
-
-    def _watch_orphan(self, id: str, pid: int) -> None:
-        try:
-            pidfd = proc.pidfd_open(pid)
-        except NotFoundError:
-            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
-            return
-
-        def ended(_: int) -> None:
-            self._reactor.unwatch(pidfd)
-            os.close(pidfd)
-            now = datetime.now(timezone.utc)
-            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
-
-        self._reactor.watch(pidfd, ended, select.EPOLLIN)
-
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def spec(self, id: str) -> Spec:
@@ -385,22 +360,6 @@ class LocalEngine(Latecomer):
             shim.request(self._directory(id), f"kill {number}")
         except NotFoundError:
             self._signal_orphan(id, number)
-
-    def _signal_orphan(self, id: str, number: int) -> None:
-        """Sends a signal to the ``init`` of a container whose shim was killed. `NotFoundError` if it has ended."""
-        pid = self.snapshot(id).pid
-        pidfd = proc.pidfd_open(pid) if pid else -1
-        if pidfd < 0:
-            raise NotFoundError(f"container {id!r} is not running any more")
-        try:
-            # Looked at again, now that the pid cannot become another's.
-            if not cgroups.holds(self.record(id).cgroup, pid):
-                raise NotFoundError(f"container {id!r} is not running any more")
-            proc.pidfd_send_signal(pidfd, number)
-            if number == signal.SIGKILL:
-                cgroups.thaw(pid)
-        finally:
-            os.close(pidfd)
 
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
@@ -479,17 +438,13 @@ class LocalEngine(Latecomer):
             return False
         return cgroups.remove(record.cgroup)
 
-    def _delete_orphan(self, id: str, where: str) -> None:
-        """Deletes what a shim that was killed has left with the runtime."""
-        if os.path.isdir(os.path.join(where, "runtime", id)):
-            shim.undo(where, self._arguments(self.record(id), "x"))
-
     def stop_daemon(self) -> None:
         """See `Engine.stop_daemon`: there is none."""
         raise unsupported("local", "stop a daemon", "it has none")
 
     def close(self) -> None:
         """See `Engine.close`."""
+        self._stop_watching()
         with self._lock:
             shims, watches = dict(self._shims), dict(self._watches)
             self._shims.clear()

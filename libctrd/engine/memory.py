@@ -1,0 +1,46 @@
+"""Of which containers of a containerd it was told that their memory ran out: once of each, and by its end.
+
+
+containerd tells of it at its leisure, maybe twice, maybe after the exit; the cgroup knows it by then.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from libctrd.engine import cgroups
+
+if TYPE_CHECKING:
+    from libctrd.engine.base import Record
+
+
+class Memory:
+    """The cgroup of each container whose end is to be told, and those of which it was told. ``_lock`` guards both."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cgroups: dict[str, str] = {}
+        self._told: set[str] = set()
+
+    def know(self, record: Record) -> None:
+        """From now on until its end its cgroup can be asked."""
+        with self._lock:
+            self._cgroups[record.id] = record.cgroup
+            self._told.discard(record.id)
+
+    def is_first(self, id: str) -> bool:
+        """Is this the first word of it?"""
+        with self._lock:
+            first = id not in self._told
+            self._told.add(id)
+            return first
+
+    def ended(self, id: str) -> tuple[bool, bool]:
+        """Did its memory run out, and was that not told so far? It is forgotten."""
+        with self._lock:
+            cgroup = self._cgroups.pop(id, "")
+            told = id in self._told
+            self._told.discard(id)
+        ran_out = cgroups.oom_kills(cgroup) > 0
+        return ran_out, ran_out and not told
