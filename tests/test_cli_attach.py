@@ -55,8 +55,8 @@ def test_signals_go_on_to_it_or_leave_it(ctrd: Ctrd) -> None:
     assert passing.stdout is not None
     assert passing.stdout.readline() == b"ready\n"
     passing.terminate()
-    assert passing.communicate(timeout=30)[0].endswith(b"ready\nterm\n")
-    assert passing.returncode == 4
+    assert passing.stdout.read().endswith(b"ready\nterm\n")
+    assert passing.wait(30) == 4
     assert ctrd("rm", id).returncode == 0
 
 

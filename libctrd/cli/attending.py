@@ -48,7 +48,7 @@ def attach(
             from libctrd.cli.terminal import raw
 
             mode = stack.enter_context(raw(0, signals))
-        with signals.interrupting(lambda: False):
+        with signals.interrupting(lambda: name in container._processes):
             process = container.attach(Stdio(PIPE, 1, 2), process=name)
         leaving = _Leaving(process)
         try:
