@@ -11,20 +11,29 @@
  * Every signal is blocked for good; SIGCHLD is read from a signalfd, and children start with an empty mask.
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
- *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --flags of these letters: i o e the fifos there are,
- *     t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves, p no pivot, x only undo,
+ *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --stdin, --stdout, --stderr FIFO;
+ *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves, p no pivot,
+ *     x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach"
  *
- * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection.
+ * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
+ * is that of a further process; without one it is init that is meant.
  *   watch          state starting|running|paused|stopped PID, then events: started PID, oom, pause, resume,
- *                  exit CODE OOM SECONDS NANOSECONDS
- *   kill N         ok | error ERRNO                     signals init; never a stranger: a pid not reaped is not reused
- *   close-stdin    ok                                   lets go of our write end
- *   resize W H     ok | error ERRNO
- *   fds            fds LETTERS, with SCM_RIGHTS         the client's ends: i stdin, o stdout, e stderr
+ *                  process NAME PID, ended NAME CODE SECONDS NANOSECONDS, exit CODE OOM SECONDS NANOSECONDS
+ *   kill N [NAME]  ok | error ERRNO                     never a stranger: a pid that is not reaped is not reused
+ *   kill-all N     ok | failed CODE TEXT                every process of the container, by the runtime
+ *   close-stdin [NAME]    ok                            lets go of our write end
+ *   resize W H [NAME]     ok | error ERRNO
+ *   fds [NAME]     fds LETTERS, with SCM_RIGHTS         the client's ends: i stdin, o stdout, e stderr
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
  *   pause, resume  ok | failed CODE TEXT                after the event
+ *   exec           started PID | failed CODE TEXT | error ERRNO [CALL WHAT]    with fields, each behind a NUL: name, token,
+ *                  flags, the three fifos. The document of the process is exec-TOKEN.json in the state directory
+ *   cancel TOKEN, cancel-now TOKEN  ok                  that process is not wanted any more; now: its start hangs
+ *   forget NAME    ok | error ERRNO                     its end was collected
+ *   processes      processes, a line each
+ *   call TOKEN     ok | failed CODE TEXT                the runtime with the words that stand in call-TOKEN, each before a NUL
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
  *   end            ok | error ERRNO                     like delete, when the caller has removed what the runtime left
  *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
@@ -54,6 +63,9 @@ void drop_peer(int i)
 	peers[i] = (struct peer){.fd = -1};
 	if (runtime.peer == i)
 		runtime.peer = -1;
+	for (int k = 1; k < process_count; k++)
+		if (processes[k].starter == i)
+			processes[k].starter = -1; /* it goes on without one */
 }
 
 /* A peer that does not take its packets is dropped: nobody may make us wait. */
@@ -120,40 +132,36 @@ static void watch(int i)
 		[STARTING] = "starting", [RUNNING] = "running", [PAUSED] = "paused", [STOPPED] = "stopped"};
 	char text[64];
 
-	snprintf(text, sizeof text, "state %s %d", names[init.state], (int)init.pid);
+	snprintf(text, sizeof text, "state %s %d", names[INIT->state], (int)INIT->pid);
 	say(i, text);
-	if (init.oom)
+	if (oom_killed)
 		say(i, "oom");
-	if (init.state == STOPPED) {
-		say(i, init.record);
+	tell_ends(i);
+	if (INIT->state == STOPPED) {
+		say(i, INIT->record);
 		drop_peer(i); /* nothing more will come: make room for the next */
 	} else if (peers[i].fd >= 0) {
 		peers[i].watches = true;
 	}
 }
 
-static void kill_init(int i, const char *number)
+static void kill_process(int i, const struct process *p, int number)
 {
-	if (init.state == STARTING || init.state == STOPPED)
+	if (!p || p->state == STARTING || p->state == STOPPED)
 		say_errno(i, ESRCH);
-	else if (kill(init.pid, atoi(number)) < 0)
+	else if (kill(p->pid, number) < 0)
 		say_errno(i, errno);
-	else {
-		init.doomed = init.doomed || atoi(number) == SIGKILL;
+	else
 		say(i, "ok");
-	}
 }
 
-static void resize(int i, const char *numbers)
+static void resize(int i, const struct process *p, const struct winsize *size)
 {
-	char *rest;
-	struct winsize size = {0};
-
-	size.ws_col = (unsigned short)strtoul(numbers, &rest, 10);
-	size.ws_row = (unsigned short)strtoul(rest, NULL, 10);
-	if (master < 0)
-		say_errno(i, opt.terminal ? EAGAIN : ENOTTY);
-	else if (ioctl(master, TIOCSWINSZ, &size) < 0)
+	if (!p)
+		say_errno(i, ESRCH);
+	else if (p->io.master < 0)
+		say_errno(i, p->io.terminal ? EAGAIN : ENOTTY);
+	else if (ioctl(p->io.master, TIOCSWINSZ, size) < 0)
 		say_errno(i, errno);
 	else
 		say(i, "ok");
@@ -163,22 +171,24 @@ static void run_wanted(void)
 {
 	for (int i = 0; i < peer_count && runtime.pid == 0 && !ending; i++) {
 		enum op op = peers[i].want;
-		if (peers[i].fd < 0 || op == NOTHING)
+		if (peers[i].fd < 0 || op == NOTHING || op == EXEC)
 			continue;
-		if (op == UNDO && (init.state == RUNNING || init.state == PAUSED))
-			kill(init.pid, SIGKILL);
-		if (op == UNDO && init.state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
+		if ((op == DELETE || op == END || op == UNDO) && starting_processes() > 0 && INIT->state == STOPPED)
+			continue; /* they fail now; each is told so first */
+		if (op == UNDO && (INIT->state == RUNNING || INIT->state == PAUSED))
+			kill(INIT->pid, SIGKILL);
+		if (op == UNDO && INIT->state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
 			spawn_runtime(RESUME, -1);
 			return;
 		}
 		peers[i].want = NOTHING;
 		if (op == UNDO)
 			spawn_runtime(UNDO, i);
-		else if (init.state == STARTING || (op == DELETE || op == END) != (init.state == STOPPED))
+		else if (INIT->state == STARTING || (op == DELETE || op == END) != (INIT->state == STOPPED))
 			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
 		else if (op == END)
 			ending = true, say(i, "ok");
-		else if (op == PAUSE && init.doomed)
+		else if (op == PAUSE && INIT->doomed)
 			say_errno(i, ESRCH); /* frozen by cgroup v1, it would take no SIGKILL, and whoever sent it would wait */
 		else
 			spawn_runtime(op, i);
@@ -191,10 +201,26 @@ static const char *after(const char *text, const char *word)
 	return strncmp(text, word, n) == 0 && text[n] == ' ' ? text + n + 1 : NULL;
 }
 
+/* The process that the rest of a request names: init when it names none, NULL when there is none of that name. */
+static struct process *named(const char *rest)
+{
+	while (*rest == ' ')
+		rest++;
+	return *rest ? find_process(rest) : INIT;
+}
+
+/* A word, and what follows it or nothing. */
+static const char *maybe_after(const char *text, const char *word)
+{
+	return strcmp(text, word) == 0 ? "" : after(text, word);
+}
+
 static void request(int i)
 {
-	char text[128];
+	static char text[REQUEST];
 	const char *rest;
+	char *numbers;
+	struct process *p;
 	ssize_t n = recv(peers[i].fd, text, sizeof text - 1, MSG_DONTWAIT);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -207,17 +233,40 @@ static void request(int i)
 	if (strcmp(text, "watch") == 0) {
 		watching() < MAX_PEERS - REQUESTS ? watch(i) : say_errno(i, EAGAIN);
 	} else if ((rest = after(text, "kill"))) {
-		kill_init(i, rest);
-	} else if (strcmp(text, "close-stdin") == 0) {
-		close_fd(&stdin_write);
-		say(i, "ok");
+		int number = (int)strtol(rest, &numbers, 10);
+		p = named(numbers);
+		if (p && number == SIGKILL)
+			p->doomed = true;
+		kill_process(i, p, number);
+	} else if ((rest = after(text, "kill-all"))) {
+		peers[i].number = atoi(rest);
+		INIT->doomed = INIT->doomed || peers[i].number == SIGKILL;
+		peers[i].want = KILL_ALL;
+	} else if ((rest = maybe_after(text, "close-stdin"))) {
+		if ((p = named(rest)))
+			close_fd(&p->io.stdin_write);
+		p ? say(i, "ok") : say_errno(i, ESRCH);
 	} else if ((rest = after(text, "resize"))) {
-		resize(i, rest);
-	} else if (strcmp(text, "fds") == 0) {
-		hand_over(i);
+		struct winsize size = {0};
+		size.ws_col = (unsigned short)strtoul(rest, &numbers, 10);
+		size.ws_row = (unsigned short)strtoul(numbers, &numbers, 10);
+		resize(i, named(numbers), &size);
+	} else if ((rest = maybe_after(text, "fds"))) {
+		(p = named(rest)) ? hand_over(i, &p->io) : say_errno(i, ESRCH);
 	} else if (strcmp(text, "attach") == 0) {
 		peers[i].reads = true;
 		say(i, "ok");
+	} else if (strcmp(text, "exec") == 0) {
+		start_process(i, text, (size_t)n);
+	} else if ((rest = after(text, "cancel")) || (rest = after(text, "cancel-now"))) {
+		cancel_process(i, rest, strncmp(text, "cancel-now", 10) == 0);
+	} else if ((rest = after(text, "forget"))) {
+		forget_process(i, rest);
+	} else if (strcmp(text, "processes") == 0) {
+		list_processes(i);
+	} else if ((rest = after(text, "call")) && strlen(rest) < TOKEN && !strchr(rest, '/')) {
+		strcpy(peers[i].token, rest);
+		peers[i].want = CALL;
 	} else if (strcmp(text, "pause") == 0) {
 		peers[i].want = PAUSE;
 	} else if (strcmp(text, "resume") == 0) {
@@ -227,7 +276,7 @@ static void request(int i)
 	} else if (strcmp(text, "end") == 0) {
 		peers[i].want = END;
 	} else if (strcmp(text, "undo") == 0) {
-		if (init.state == STARTING && runtime.op == START)
+		if (INIT->state == STARTING && runtime.op == START)
 			kill(runtime.pid, SIGKILL); /* start_ended() undoes it, unless it has just ended well */
 		peers[i].want = UNDO;
 	} else {
@@ -272,43 +321,28 @@ static void answer_the_last(void)
 	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0)
 			request(i);
-	for (int i = 0; i < peer_count && init.record[0]; i++)
+	for (int i = 0; i < peer_count && INIT->record[0]; i++)
 		if (peers[i].fd != STARTER_FD)
-			say(i, init.record);
+			say(i, INIT->record);
 }
 
 /* ---- set-up ---------------------------------------------------------------------------------------------------------- */
 
-/*
- * A socket in the state directory, which is our working directory: so its path is short however deep that lies. It gets
- * its name once it listens: who finds it there and is refused knows that its shim has gone.
- */
-static int listen_at(const char *name, int type)
-{
-	static const char temporary[] = "sock.tmp";
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	mode_t old = umask(0177);
-
-	if (fd < 0)
-		die("socket", name);
-	memcpy(address.sun_path, temporary, sizeof temporary);
-	unlinkat(STATE_FD, temporary, 0);
-	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0 ||
-	    renameat(STATE_FD, temporary, STATE_FD, name) < 0)
-		die("bind", name);
-	umask(old);
-	return fd;
-}
-
 static void set_up(void)
 {
 	sigset_t all, child;
+	const char *failed = "";
 
 	syscall(SYS_close_range, STATE_FD + 1, ~0U, 0); /* ENOSYS before Linux 5.9: the starter passed only ours anyway */
 	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
 	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
+
+	strcpy(INIT->name, "init");
+	strcpy(INIT->io.tty_name, TTY_NAME);
+	INIT->io.terminal = opt.terminal;
+	INIT->starter = INIT->record_fd = -1;
+	no_streams(&INIT->io);
 
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
@@ -325,68 +359,23 @@ static void set_up(void)
 
 	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
 		return;
-	allocate_record();
+	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
+		die("write", RECORD_TEMP);
 	if (opt.unattended == LOG &&
 	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
 		die("open", opt.log);
-	open_stdio();
-	listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET);
-	if (opt.terminal)
-		tty_listener = listen_at(TTY_NAME, SOCK_STREAM);
+	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
+		die("open", failed);
+	if ((listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET)) < 0)
+		die("bind", SOCKET_NAME);
+	if (opt.terminal && (INIT->io.tty_listener = listen_at(TTY_NAME, SOCK_STREAM)) < 0)
+		die("bind", TTY_NAME);
 	unlinkat(STATE_FD, PID_NAME, 0); /* a stale one would be believed */
-}
-
-static void usage(const char *what)
-{
-	errno = EINVAL;
-	die("option", what);
-}
-
-static void parse(int argc, char **argv)
-{
-	int i = 1;
-
-	for (; i + 1 < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i += 2) {
-		const char *name = argv[i], *value = argv[i + 1];
-		if (strcmp(name, "--state") == 0)
-			opt.state = value;
-		else if (strcmp(name, "--bundle") == 0)
-			opt.bundle = value;
-		else if (strcmp(name, "--root") == 0)
-			opt.root = value;
-		else if (strcmp(name, "--memory-cgroup") == 0)
-			opt.memory = value;
-		else if (strcmp(name, "--log") == 0)
-			opt.log = value, opt.unattended = LOG;
-		else if (strcmp(name, "--flags") == 0) {
-			opt.in = strchr(value, 'i') != NULL;
-			opt.out = strchr(value, 'o') != NULL;
-			opt.err = strchr(value, 'e') != NULL;
-			opt.terminal = strchr(value, 't') != NULL;
-			opt.hide_unified = strchr(value, 'u') != NULL;
-			opt.kill_rest = strchr(value, 'k') != NULL;
-			opt.no_pivot = strchr(value, 'p') != NULL;
-			opt.undo = strchr(value, 'x') != NULL;
-			opt.auto_remove = strchr(value, 'r') != NULL;
-			opt.attended = strchr(value, 'a') != NULL;
-			if (strchr(value, 'd') != NULL)
-				opt.unattended = DISCARD;
-		} else
-			usage(name);
-	}
-	if (i + 2 >= argc || strcmp(argv[i + 1], "--") != 0 || !opt.state || !opt.bundle || !opt.root)
-		usage("ID -- RUNTIME");
-	opt.id = argv[i];
-	for (i += 2; i < argc; i++) {
-		if (opt.runtime_argc == MAX_ARGS)
-			usage("RUNTIME: more than 64 arguments");
-		opt.runtime[opt.runtime_argc++] = argv[i];
-	}
 }
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
-static struct pollfd polls[MAX_PEERS + 16]; /* the terminal, two outputs and the like besides the peers */
+static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16]; /* terminals, two outputs and the like besides the peers */
 static nfds_t poll_count;
 
 /* Adds a descriptor to the next poll when there is one; returns where its answer will stand, -1 for none. */
@@ -411,9 +400,24 @@ static int want_pump(struct pipe_buffer *b)
 	return b->start < b->end ? want(b->to, POLLOUT) : want(b->from, POLLIN);
 }
 
+static void terminal_turn(struct streams *io, const int at[3])
+{
+	if (answer(at[0]))
+		receive_terminal(io);
+	if (answer(at[1]) && !pump(&io->tty_out, true)) {
+		close_fd(&io->tty_out.to); /* the end of the output */
+		io->tty_out.from = -1;
+	}
+	if (answer(at[2]) && !pump(&io->tty_in, true)) {
+		if (io->tty_in.from < 0 || !type_end_of_file(&io->tty_in))
+			io->tty_in.to = -1; /* the terminal stays: closing it would hang up on the container */
+		close_fd(&io->tty_in.from);
+	}
+}
+
 static void turn(void)
 {
-	int at_peer[MAX_PEERS], at_out[2] = {-1, -1}, busy = 0;
+	int at_peer[MAX_PEERS], at_tty[MAX_PROCESSES][3], at_out[2] = {-1, -1}, busy = 0, processes_then = process_count;
 	bool draining = opt.unattended != HOLD && !somebody_reads();
 
 	poll_count = 0;
@@ -423,18 +427,23 @@ static void turn(void)
 	}
 	int at_signals = want(signals, POLLIN);
 	int at_listener = want(busy < MAX_PEERS ? listener : -1, POLLIN); /* full: the rest wait in the backlog */
-	int at_tty = want(tty_listener, POLLIN);
 	int at_oom = oom_is_v2 ? want(oom_control, POLLPRI) : want(oom_fd, POLLIN);
-	int at_tty_out = want_pump(&tty_out), at_tty_in = want_pump(&tty_in);
+	for (int k = 0; k < processes_then; k++) {
+		struct streams *io = &processes[k].io;
+		bool has = processes[k].name[0] && io->terminal;
+		at_tty[k][0] = has ? want(io->tty_listener, POLLIN) : -1;
+		at_tty[k][1] = has ? want_pump(&io->tty_out) : -1;
+		at_tty[k][2] = has ? want_pump(&io->tty_in) : -1;
+	}
 	for (int k = 0; draining && k < 2; k++)
-		at_out[k] = want(out_read[k], POLLIN);
+		at_out[k] = want(INIT->io.out_read[k], POLLIN);
 
 	while (poll(polls, poll_count, -1) < 0)
 		if (errno != EINTR)
 			_exit(3);
 
-	if (answer(at_tty)) /* before the runtime's end is seen: it returns only after it has sent the terminal */
-		receive_terminal();
+	for (int k = 0; k < processes_then; k++) /* first: a runtime returns only after it has sent the terminal */
+		terminal_turn(&processes[k].io, at_tty[k]);
 	if (answer(at_oom)) {
 		unsigned long long count;
 		if (!oom_is_v2 && read(oom_fd, &count, sizeof count) < 0)
@@ -452,18 +461,9 @@ static void turn(void)
 			answer(at_peer[i]) & POLLIN ? request(i) : drop_peer(i);
 	if (answer(at_listener))
 		accept_peer();
-	if (answer(at_tty_out) && !pump(&tty_out, true)) {
-		close_fd(&tty_out.to); /* the end of the output */
-		tty_out.from = -1;
-	}
-	if (answer(at_tty_in) && !pump(&tty_in, true)) {
-		if (tty_in.from < 0 || !type_end_of_file(&tty_in))
-			tty_in.to = -1; /* the terminal stays: closing it would hang up on the container */
-		close_fd(&tty_in.from);
-	}
 	for (int k = 0; k < 2; k++)
-		if (answer(at_out[k]) && !drain(out_read[k]))
-			close_fd(&out_read[k]);
+		if (answer(at_out[k]) && !drain(INIT->io.out_read[k]))
+			close_fd(&INIT->io.out_read[k]);
 	run_wanted();
 	remove_if_done();
 }
@@ -481,7 +481,7 @@ int main(int argc, char **argv)
 		return 0;
 	unlinkat(STATE_FD, SOCKET_NAME, 0);
 	unlinkat(STATE_FD, TTY_NAME, 0);
-	if (init.state == STARTING)
+	if (INIT->state == STARTING)
 		unmark();
 	answer_the_last();
 	return 0;

@@ -1,9 +1,12 @@
 /*
- * What the three parts of ctrd-shim share: its state, all of it static, and what each part offers the others.
+ * What the parts of ctrd-shim share: its state, all of it static, and what each part offers the others.
  *
- *   shim.c          the command line, the peers and their requests, the loop
+ *   shim.c          the peers and their requests, the loop
+ *   shim_options.c  the command line
  *   shim_runtime.c  the OCI runtime, its children, the exit and its record
- *   shim_stdio.c    fifos, the terminal, output that nobody reads
+ *   shim_children.c which processes are ours, and how they ended before anybody knew them
+ *   shim_exec.c     further processes
+ *   shim_stdio.c    fifos, terminals, output that nobody reads
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,9 +34,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64 };
-enum { PACKET = 4096, RECORD = 160, BLOCK = 4096 };
-enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_REST, UNDO };
+enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
+enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
+enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC, CALL };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
 enum unattended { HOLD, DISCARD, LOG };
 
@@ -46,22 +49,46 @@ enum unattended { HOLD, DISCARD, LOG };
 
 /* What the command line said. */
 struct options {
-	const char *id, *state, *bundle, *root, *memory, *log;
+	const char *id, *state, *bundle, *root, *memory, *log, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool in, out, err, terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;
 	enum unattended unattended;
 };
 extern struct options opt;
 
-/* The container's init. */
-struct init {
-	pid_t pid;
-	enum state state;
-	bool oom, doomed; /* doomed: it was sent SIGKILL, so nobody may freeze it any more */
-	char record[RECORD]; /* the exit as it is announced: "exit CODE OOM SECONDS NANOSECONDS" */
+/* Bytes on their way between the terminal and a fifo. What does not fit stays in the kernel, where it holds back. */
+struct pipe_buffer {
+	int from, to; /* -1: closed */
+	size_t start, end;
+	char bytes[BLOCK];
 };
-extern struct init init;
+
+/* Our ends of a process's fifos, the ends that the runtime takes over, and its terminal. -1: none. */
+struct streams {
+	int stdin_write, out_read[2], child_end[3];
+	int tty_listener, master;
+	bool terminal;
+	char tty_name[24];
+	struct pipe_buffer tty_out, tty_in;
+};
+
+/* A process of the container. Its place in the table is free while it has no name; the first is init's. */
+struct process {
+	char name[NAME], token[TOKEN]; /* token: what its files in the state directory are called by, and its starter alone knows */
+	pid_t pid, runtime;	       /* runtime: the one that starts it, 0 when that has ended */
+	int starter;		       /* the peer who is told how that went, -1: nobody */
+	enum state state;
+	bool doomed, given_up;	       /* it was, or is to be, sent SIGKILL; nobody will collect its end */
+	int record_fd;		       /* where its exit will be written, allocated beforehand */
+	char record[RECORD];	       /* the exit as it is announced */
+	unsigned long long ended;      /* which end this was: of those that nobody collects the oldest are given up */
+	struct streams io;
+};
+extern struct process processes[MAX_PROCESSES]; /* only the first process_count have ever been used, and touched */
+extern int process_count;
+#define INIT (&processes[0])
+extern bool oom_killed;
 
 /* The runtime, when one is under way. Only one is at a time; a request for another waits in its peer's `want`. */
 struct runtime {
@@ -75,23 +102,14 @@ struct peer {
 	int fd; /* -1: free */
 	bool watches, reads;
 	enum op want;
+	int number;	   /* of the signal, for KILL_ALL */
+	char token[TOKEN]; /* of the file with the runtime's words, for CALL */
 };
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
 
-/* Bytes on their way between the terminal and a fifo. What does not fit stays in the kernel, where it holds back. */
-struct pipe_buffer {
-	int from, to; /* -1: closed */
-	size_t start, end;
-	char bytes[BLOCK];
-};
-extern struct pipe_buffer tty_out, tty_in;
-
-/* Our ends of the fifos, and the ends that the runtime takes over. -1: none. */
-extern int stdin_write, out_read[2], child_end[3];
-extern int tty_listener, master, null_fd, log_fd;
+extern int null_fd, log_fd;
 extern int oom_fd, oom_control; /* v1: an eventfd and memory.oom_control; v2: only memory.events */
-extern int record_fd;		/* of exit.tmp, allocated beforehand */
 extern bool oom_is_v2, ending;
 extern char packet[PACKET]; /* for replies that are put together */
 
@@ -104,17 +122,52 @@ void drop_peer(int peer);
 bool somebody_reads(void);
 _Noreturn void die(const char *call, const char *what);
 
+/* shim_options.c */
+void parse(int argc, char **argv);
+
 /* shim_runtime.c */
+pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);
+void leave_in(const char *log, const char *text);
+void say_failed(int peer, int code, const char *log);
 void spawn_runtime(enum op op, int peer);
-void allocate_record(void);
-void look_for_oom(void);
 void reap(void);
 void remove_if_done(void);
+void look_for_oom(void);
+void settle_init(void);
+
+/* shim_children.c */
+pid_t read_pid(const char *name);
+bool is_ours(pid_t pid);
+bool was_reaped(pid_t pid, int *status);
+void remember_stray(pid_t pid, int status);
+void forget_strays(void);
+void end_children(void);
+
+/* shim_exec.c */
+struct process *find_process(const char *name);
+void start_process(int peer, const char *text, size_t size);
+void cancel_process(int peer, const char *token, bool at_once);
+void forget_process(int peer, const char *name);
+void list_processes(int peer);
+void tell_ends(int peer);
+bool exec_ended(pid_t pid, int status);
+bool process_ended(pid_t pid, int status);
+int starting_processes(void);
+int running_processes(void);
+void kill_processes(void);
+void remove_process_files(void);
 
 /* shim_stdio.c */
-void open_stdio(void);
-void receive_terminal(void);
-void hand_over(int peer);
+void no_streams(struct streams *io);
+int open_stdio(struct streams *io, const char *const paths[3], const char **failed);
+void close_stdio(struct streams *io);
+void receive_terminal(struct streams *io);
+void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);
+
+/* Both parts that write a record: the room for it before the process starts, so that a full disk cannot lose an exit. */
+int make_record(const char *name);
+void finish_record(int *fd, const char *text, const char *temporary, const char *name);
+int listen_at(const char *name, int type);

@@ -1,11 +1,11 @@
 /* ctrd-shim, second part: the OCI runtime and its children, the exit of init and its record. */
 #include "shim.h"
 
-struct init init;
 struct runtime runtime = {.peer = -1};
-int oom_fd = -1, oom_control = -1, record_fd = -1;
-bool oom_is_v2;
-static bool removing, undone;
+int oom_fd = -1, oom_control = -1;
+bool oom_is_v2, oom_killed;
+static bool removing, undone, init_over;
+static int init_status;
 
 /* ---- the exit -------------------------------------------------------------------------------------------------------- */
 
@@ -23,51 +23,60 @@ static long oom_kills(void)
 
 void look_for_oom(void)
 {
-	if (!init.oom && oom_kills() > 0) {
-		init.oom = true;
+	if (!oom_killed && oom_kills() > 0) {
+		oom_killed = true;
 		announce("oom");
 	}
 }
 
-void allocate_record(void)
+/* A file with the room for a record. -1 and errno when there is none. */
+int make_record(const char *name)
 {
 	static char blank[RECORD];
+	int fd = openat(STATE_FD, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 
 	memset(blank, ' ', sizeof blank);
-	record_fd = openat(STATE_FD, RECORD_TEMP, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (record_fd < 0)
-		die("open", RECORD_TEMP);
-	if (write(record_fd, blank, sizeof blank) != (ssize_t)sizeof blank)
-		die("write", RECORD_TEMP);
+	if (fd >= 0 && write(fd, blank, sizeof blank) != (ssize_t)sizeof blank) {
+		int number = errno;
+		close_fd(&fd);
+		unlinkat(STATE_FD, name, 0);
+		errno = number;
+	}
+	return fd;
 }
 
 /*
- * The record's blocks were allocated before the container started, so a full disk cannot lose an exit: this only
+ * The record's blocks were allocated before the process started, so a full disk cannot lose an exit: this only
  * overwrites and renames. Should even that fail (the directory was taken away under us), watchers still hear it.
  */
-static void write_record(int code, const struct timespec *at)
+void finish_record(int *fd, const char *said, const char *temporary, const char *name)
 {
 	char text[RECORD];
-	int n = snprintf(text, sizeof text, "{\"code\":%d,\"oom_killed\":%s,\"seconds\":%lld,\"nanoseconds\":%ld}", code,
-			 init.oom ? "true" : "false", (long long)at->tv_sec, at->tv_nsec);
-	memset(text + n, ' ', sizeof text - (size_t)n - 1);
+	size_t n = strlen(said);
+
+	memset(text, ' ', sizeof text);
+	memcpy(text, said, n < sizeof text ? n : sizeof text - 1);
 	text[sizeof text - 1] = '\n';
-	if (pwrite(record_fd, text, sizeof text, 0) == (ssize_t)sizeof text)
-		renameat(STATE_FD, RECORD_TEMP, STATE_FD, RECORD_NAME);
-	close_fd(&record_fd);
+	if (*fd >= 0 && pwrite(*fd, text, sizeof text, 0) == (ssize_t)sizeof text)
+		renameat(STATE_FD, temporary, STATE_FD, name);
+	close_fd(fd);
 }
 
 static void init_ended(int status)
 {
 	struct timespec now;
+	char text[RECORD];
 	int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	look_for_oom();
-	init.state = STOPPED;
-	write_record(code, &now);
-	snprintf(init.record, sizeof init.record, "exit %d %d %lld %ld", code, init.oom, (long long)now.tv_sec, now.tv_nsec);
-	announce(init.record);
+	INIT->state = STOPPED;
+	snprintf(text, sizeof text, "{\"code\":%d,\"oom_killed\":%s,\"seconds\":%lld,\"nanoseconds\":%ld}", code,
+		 oom_killed ? "true" : "false", (long long)now.tv_sec, now.tv_nsec);
+	finish_record(&INIT->record_fd, text, RECORD_TEMP, RECORD_NAME);
+	snprintf(INIT->record, sizeof INIT->record, "exit %d %d %lld %ld", code, oom_killed, (long long)now.tv_sec,
+		 now.tv_nsec);
+	announce(INIT->record);
 	ending = ending || undone;
 	close_fd(&oom_fd);
 	close_fd(&oom_control);
@@ -75,15 +84,31 @@ static void init_ended(int status)
 	for (int i = 0; i < peer_count; i++)
 		if (peers[i].fd >= 0 && peers[i].fd != STARTER_FD && peers[i].watches && !peers[i].reads && !peers[i].want)
 			drop_peer(i);
+	if (opt.kill_rest && runtime.pid == 0)
+		spawn_runtime(KILL_ALL, -1);
+}
+
+/*
+ * The ends of further processes are told before that of init. With a pid namespace of the container's own the kernel sees
+ * to it: init cannot be reaped before they were. Without one they would live on, and go with it as the rest does.
+ */
+void settle_init(void)
+{
+	if (!init_over || INIT->state == STOPPED)
+		return;
+	if (running_processes() > 0)
+		kill_processes();
+	else
+		init_ended(init_status);
 }
 
 /* ---- the runtime ----------------------------------------------------------------------------------------------------- */
 
 /* The reply to a runtime that failed: its code, and the end of what it wrote into its log. */
-static void say_failed(int i, int code)
+void say_failed(int i, int code, const char *log)
 {
 	int n = snprintf(packet, sizeof packet, "failed %d ", code);
-	int fd = openat(STATE_FD, LOG_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	int fd = openat(STATE_FD, log, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd >= 0) {
 		off_t size = lseek(fd, 0, SEEK_END), room = (off_t)sizeof packet - n - 1;
 		ssize_t got = pread(fd, packet + n, (size_t)room, size > room ? size - room : 0);
@@ -120,151 +145,117 @@ static int enter_runtime(char **argv, const int stdio[3])
 }
 
 /* What we know better than the runtime stands where it would have told its own failure. */
-static void leave_in_log(const char *text)
+void leave_in(const char *log, const char *text)
 {
-	int fd = openat(STATE_FD, LOG_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = openat(STATE_FD, log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd >= 0) {
 		dprintf(fd, "%s: %s", opt.runtime[0], text);
 		close(fd);
 	}
 }
 
-/* Starts the runtime for one operation. Its end arrives as SIGCHLD, in runtime_ended(). */
-void spawn_runtime(enum op op, int peer)
+/*
+ * Calls the runtime: what comes before *verb* is the same each time. Returns its pid, whose end arrives as SIGCHLD; 0 when
+ * there is none, and then as in every case the reason of a failure is in *log*.
+ */
+pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log)
 {
-	static char log[PACKET], pid[PACKET], console[64];
-	static const char *const verbs[] = {[START] = "run",	   [PAUSE] = "pause",	 [RESUME] = "resume",
-					    [DELETE] = "delete", [KILL_REST] = "kill", [UNDO] = "delete"};
-	const int quiet[3] = {-1, -1, -1};
-	const int *stdio = op == START && !opt.terminal ? child_end : quiet;
+	static char path[PATH_MAX];
 	char *argv[MAX_ARGS + 32];
 	int n = opt.runtime_argc;
 	volatile int failed = 0; /* written by the child, which shares our memory until it has called exec */
+	pid_t pid;
 
-	snprintf(log, sizeof log, "%s/" LOG_NAME, opt.state);
+	snprintf(path, sizeof path, "%s/%s", opt.state, log);
 	memcpy(argv, opt.runtime, (size_t)n * sizeof *argv);
 	argv[n++] = "--root";
 	argv[n++] = (char *)opt.root;
 	argv[n++] = "--log";
-	argv[n++] = log;
+	argv[n++] = path;
 	argv[n++] = "--log-format";
 	argv[n++] = "json";
-	argv[n++] = (char *)verbs[op];
-	if (op == START) {
-		snprintf(pid, sizeof pid, "%s/" PID_NAME, opt.state);
-		argv[n++] = "--detach";
-		argv[n++] = "--bundle";
-		argv[n++] = (char *)opt.bundle;
-		argv[n++] = "--pid-file";
-		argv[n++] = pid;
-		if (opt.no_pivot)
-			argv[n++] = "--no-pivot";
-		if (opt.terminal) { /* through /proc: a socket's path has 107 bytes, ours may be longer */
-			snprintf(console, sizeof console, "/proc/%d/fd/%d/" TTY_NAME, (int)getpid(), STATE_FD);
-			argv[n++] = "--console-socket";
-			argv[n++] = console;
-		}
-	} else if (op == DELETE || op == UNDO) {
-		argv[n++] = "--force";
-	} else if (op == KILL_REST) {
-		argv[n++] = "--all";
-	}
-	argv[n++] = (char *)opt.id;
-	if (op == KILL_REST)
-		argv[n++] = "KILL";
+	while (*verb)
+		argv[n++] = (char *)*verb++;
 	argv[n] = NULL;
 
-	unlinkat(STATE_FD, LOG_NAME, 0);
-	runtime.op = op;
-	runtime.peer = peer;
-	runtime.pid = vfork();
-	if (runtime.pid == 0) {
+	unlinkat(STATE_FD, log, 0);
+	pid = vfork();
+	if (pid == 0) {
 		failed = enter_runtime(argv, stdio);
 		_exit(127);
 	}
-	if (runtime.pid < 0) {
-		leave_in_log(strerror(errno));
-		runtime.pid = 0;
-		runtime.op = NOTHING;
-		say_failed(peer, 127);
-		ending = op == START || ending;
-	} else if (failed) {
-		leave_in_log(strerror(failed));
+	if (pid < 0 || failed)
+		leave_in(log, strerror(pid < 0 ? errno : failed));
+	return pid < 0 ? 0 : pid;
+}
+
+/* What a client wants the runtime to be called with; returns how many words that are, *most* at most. */
+static int read_words(const char *token, const char *words[], int most)
+{
+	static char text[PACKET];
+	char name[TOKEN + 8];
+	int n = 0, fd;
+	ssize_t size;
+
+	snprintf(name, sizeof name, "call-%s", token);
+	fd = openat(STATE_FD, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	size = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+	close_fd(&fd);
+	text[size > 0 ? size : 0] = 0;
+	for (const char *at = text; at < text + size && n < most; at += strlen(at) + 1)
+		words[n++] = at;
+	return n;
+}
+
+/* Starts the runtime for one operation on the container. Its end arrives in runtime_ended(). */
+void spawn_runtime(enum op op, int peer)
+{
+	static const int quiet[3] = {-1, -1, -1};
+	static char pid[PATH_MAX];
+	static const char *const verbs[] = {[START] = "run",	 [PAUSE] = "pause",  [RESUME] = "resume",
+					    [DELETE] = "delete", [KILL_ALL] = "kill", [UNDO] = "delete",
+					    [CALL] = ""};
+	const char *verb[16];
+	char console[64], number[16];
+	int n = 0;
+
+	verb[n++] = verbs[op];
+	if (op == CALL) {
+		n = read_words(peers[peer].token, verb, 15);
+	} else if (op == START) {
+		snprintf(pid, sizeof pid, "%s/" PID_NAME, opt.state);
+		verb[n++] = "--detach";
+		verb[n++] = "--bundle";
+		verb[n++] = opt.bundle;
+		verb[n++] = "--pid-file";
+		verb[n++] = pid;
+		if (opt.no_pivot)
+			verb[n++] = "--no-pivot";
+		if (opt.terminal) { /* through /proc: a socket's path has 107 bytes, ours may be longer */
+			snprintf(console, sizeof console, "/proc/%d/fd/%d/" TTY_NAME, (int)getpid(), STATE_FD);
+			verb[n++] = "--console-socket";
+			verb[n++] = console;
+		}
+	} else if (op == DELETE || op == UNDO) {
+		verb[n++] = "--force";
+	} else if (op == KILL_ALL) {
+		verb[n++] = "--all";
 	}
-}
+	verb[n++] = opt.id;
+	if (op == KILL_ALL) {
+		snprintf(number, sizeof number, "%d", peer < 0 ? SIGKILL : peers[peer].number);
+		verb[n++] = number;
+	}
+	verb[n] = NULL;
 
-/* The pid that the runtime left in its file; 0 when there is none. */
-static pid_t read_pid(void)
-{
-	char text[24];
-	int fd = openat(STATE_FD, PID_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	long pid;
-
-	close_fd(&fd);
-	if (n <= 0)
-		return 0;
-	text[n] = 0;
-	pid = strtol(text, NULL, 10);
-	return pid > 1 && pid <= INT_MAX && pid != getpid() ? (pid_t)pid : 0; /* cut to an int it could be -1: everybody */
-}
-
-static pid_t parent_of(pid_t pid)
-{
-	char text[256], *at;
-	int fd;
-	ssize_t n;
-
-	snprintf(text, sizeof text, "/proc/%d/stat", (int)pid);
-	fd = open(text, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	close_fd(&fd);
-	text[n > 0 ? n : 0] = 0;
-	at = strrchr(text, ')'); /* the name before it may hold anything */
-	return at && strlen(at) > 4 ? (pid_t)strtol(at + 4, NULL, 10) : 0;
-}
-
-/*
- * Is that process our child, or a child's child? A runtime may name a stranger in its pid file, which is neither to be
- * waited for nor to be killed. A helper that ends during the walk hands its child over to us: so there is a second one.
- */
-static bool is_ours(pid_t pid)
-{
-	for (int walk = 0; walk < 2; walk++)
-		for (pid_t at = parent_of(pid); at > 1; at = parent_of(at))
-			if (at == getpid())
-				return true;
-	return false;
-}
-
-/*
- * Kills every child there is, and theirs as they become ours, and reaps them: what a runtime that ended in the middle of a
- * start has left, a helper above all, which would go on to make cgroups and files after everything was removed. Each turn
- * waits for one of those that were killed; its children are ours by then, and the next turn finds them. Only for a start
- * that failed: there is nothing yet that may live on.
- */
-static void end_children(void)
-{
-	static char block[BLOCK] __attribute__((aligned(8)));
-	struct entry { /* of getdents64(2) */
-		unsigned long long inode, offset;
-		unsigned short size;
-		unsigned char type;
-		char name[];
-	};
-	int killed, status;
-
-	do {
-		int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		killed = 0;
-		for (long n, at; dir >= 0 && (n = syscall(SYS_getdents64, dir, block, sizeof block)) > 0;)
-			for (at = 0; at < n; at += ((struct entry *)(block + at))->size) {
-				pid_t pid = (pid_t)strtol(((struct entry *)(block + at))->name, NULL, 10);
-				if (pid > 1 && parent_of(pid) == getpid())
-					killed += kill(pid, SIGKILL) == 0;
-			}
-		close_fd(&dir);
-	} while (killed > 0 && (waitpid(-1, &status, 0) > 0 || errno == EINTR));
+	runtime.op = op;
+	runtime.peer = peer;
+	runtime.pid = call_runtime(verb, op == START && !opt.terminal ? INIT->io.child_end : quiet, LOG_NAME);
+	if (runtime.pid == 0) {
+		runtime.op = NOTHING;
+		say_failed(peer, 127, LOG_NAME);
+		ending = op == START || ending;
+	}
 }
 
 /*
@@ -295,23 +286,27 @@ static void watch_oom(void)
 static void start_ended(int code)
 {
 	char text[32];
+	bool over;
 
 	for (int i = 0; i < 3; i++) /* the container has its own copies; with ours there would be no end of file */
-		close_fd(&child_end[i]);
-	if (code == 0 && (init.pid = read_pid()) > 0 && is_ours(init.pid)) {
-		init.state = RUNNING;
+		close_fd(&INIT->io.child_end[i]);
+	INIT->pid = code == 0 ? read_pid(PID_NAME) : 0;
+	over = !is_ours(INIT->pid) && was_reaped(INIT->pid, &init_status);
+	if (over || (INIT->pid > 0 && is_ours(INIT->pid))) {
+		INIT->state = RUNNING;
 		watch_oom();
-		snprintf(text, sizeof text, "started %d", (int)init.pid);
+		snprintf(text, sizeof text, "started %d", (int)INIT->pid);
 		announce(text); /* to the starter, and to who watches already: who comes later is told the state */
+		init_over = over;
 		return;
 	}
-	init.pid = 0;
+	INIT->pid = 0;
 	if (code == 0) {
-		leave_in_log("it ended well but left no pid file that names a child of its own: it is no OCI runtime");
+		leave_in(LOG_NAME, "it ended well but left no pid file that names a child of its own: it is no OCI runtime");
 		code = 255;
 	}
 	end_children();
-	say_failed(0, code);
+	say_failed(0, code, LOG_NAME);
 	spawn_runtime(UNDO, -1); /* a runtime that was killed half-way leaves a state of its own and cgroups */
 	ending = ending || runtime.pid == 0;
 }
@@ -328,6 +323,7 @@ static void remove_files(void)
 	close_fd(&bundle);
 	for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
 		unlinkat(STATE_FD, ours[i], 0);
+	remove_process_files();
 	rmdir(opt.root);
 	rmdir(opt.bundle);
 	rmdir(opt.state);
@@ -339,8 +335,8 @@ static void remove_files(void)
  */
 void remove_if_done(void)
 {
-	if (!opt.auto_remove || init.state != STOPPED || runtime.pid > 0 || out_read[0] >= 0 || out_read[1] >= 0 ||
-	    tty_out.to >= 0 || ending)
+	if (!opt.auto_remove || INIT->state != STOPPED || runtime.pid > 0 || INIT->io.out_read[0] >= 0 ||
+	    INIT->io.out_read[1] >= 0 || INIT->io.tty_out.to >= 0 || starting_processes() > 0 || ending)
 		return;
 	opt.auto_remove = false;
 	if (flock(STATE_FD, LOCK_EX | LOCK_NB) < 0)
@@ -365,13 +361,13 @@ static void runtime_ended(int status)
 			if (peers[i].want == UNDO)
 				say(i, "ok"); /* asked for during the start, which was undone for that */
 		undone = true;
-		ending = init.pid <= 0 || init.state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
+		ending = INIT->pid <= 0 || INIT->state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {
-		say_failed(peer, code);
+		say_failed(peer, code, LOG_NAME);
 	} else {
 		if (op == PAUSE || op == RESUME) {
-			if (init.state != STOPPED)
-				init.state = op == PAUSE ? PAUSED : RUNNING;
+			if (INIT->state != STOPPED)
+				INIT->state = op == PAUSE ? PAUSED : RUNNING;
 			announce(op == PAUSE ? "pause" : "resume");
 		}
 		ending = op == DELETE;
@@ -379,46 +375,38 @@ static void runtime_ended(int status)
 			remove_files();
 		say(peer, "ok");
 	}
-	if (op == PAUSE && init.doomed && init.state != STOPPED)
+	if (op == PAUSE && INIT->doomed && INIT->state != STOPPED)
 		spawn_runtime(RESUME, -1); /* SIGKILL was sent while it was being frozen, whatever came of that */
 }
 
-static bool reap_one(pid_t pid, int *status)
+static bool is_starting(void)
 {
-	pid_t got;
-	do
-		got = waitpid(pid, status, WNOHANG);
-	while (got < 0 && errno == EINTR);
-	return got > 0;
+	return (runtime.pid > 0 && runtime.op == START) || starting_processes() > 0;
 }
 
 /*
- * While a runtime is under way only pids that we know are reaped: init may end, and may become our child, before its
- * pid file was read, and its status must still be there then. A detached runtime can also return before its own
- * helper has, so ECHILD never means that init is gone: its SIGCHLD comes when it is handed over to us, the subreaper.
+ * Every child that has ended, whoever it is: a runtime, a process of the container, or a stray, which a runtime has left
+ * and which became ours, the subreaper's. A detached runtime can return before its own helper has, so that it was not
+ * found among our children never means that a process is gone: its SIGCHLD comes when it is handed over.
  */
 void reap(void)
 {
 	int status;
+	pid_t pid;
 
-	while (runtime.pid > 0 && reap_one(runtime.pid, &status))
-		runtime_ended(status); /* may start the next one */
-	if (init.pid > 0 && init.state != STOPPED && reap_one(init.pid, &status)) {
-		init_ended(status);
-		if (opt.kill_rest && runtime.pid == 0)
-			spawn_runtime(KILL_REST, -1);
-	}
-	while (runtime.pid == 0) {
-		pid_t pid;
-		do
-			pid = waitpid(-1, &status, WNOHANG);
-		while (pid < 0 && errno == EINTR);
-		if (pid <= 0)
-			return;
-		if (pid == init.pid && init.state != STOPPED) {
-			init_ended(status);
-			if (opt.kill_rest)
-				spawn_runtime(KILL_REST, -1);
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0 || (pid < 0 && errno == EINTR)) {
+		if (pid < 0)
+			continue;
+		if (pid == runtime.pid) {
+			runtime_ended(status); /* may start the next one */
+		} else if (pid == INIT->pid && INIT->state != STOPPED) {
+			init_over = true;
+			init_status = status;
+		} else if (!exec_ended(pid, status) && !process_ended(pid, status) && is_starting()) {
+			remember_stray(pid, status);
 		}
 	}
+	if (!is_starting())
+		forget_strays();
+	settle_init();
 }

@@ -1,20 +1,27 @@
-/* ctrd-shim, third part: the fifos, the terminal, and output that nobody reads. */
+/* ctrd-shim, third part: the fifos, the terminals, and output that nobody reads. */
 #include "shim.h"
 
-struct pipe_buffer tty_out = {.from = -1, .to = -1}, tty_in = {.from = -1, .to = -1};
-int stdin_write = -1, out_read[2] = {-1, -1}, child_end[3] = {-1, -1, -1};
-int tty_listener = -1, master = -1, null_fd = -1, log_fd = -1;
+int null_fd = -1, log_fd = -1;
 
-static int open_fifo(int dir, const char *name, int flags)
+void no_streams(struct streams *io)
+{
+	io->stdin_write = io->out_read[0] = io->out_read[1] = -1;
+	io->child_end[0] = io->child_end[1] = io->child_end[2] = -1;
+	io->tty_listener = io->master = -1;
+	io->tty_out.from = io->tty_out.to = io->tty_in.from = io->tty_in.to = -1;
+	io->tty_out.start = io->tty_out.end = io->tty_in.start = io->tty_in.end = 0;
+}
+
+/* -1 and errno for what cannot be opened, or is no fifo. */
+static int open_fifo(const char *path, int flags)
 {
 	struct stat st;
-	int fd = openat(dir, name, flags | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+	int fd = open(path, flags | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		die("open", name);
-	if (!S_ISFIFO(st.st_mode)) {
+	if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISFIFO(st.st_mode))) {
+		close(fd);
 		errno = EINVAL;
-		die("open", name);
+		fd = -1;
 	}
 	return fd;
 }
@@ -26,38 +33,80 @@ static void make_blocking(int fd)
 
 /*
  * The reading end first each time, so that no open waits for a peer and none fails for want of one. O_NONBLOCK then
- * goes from what the container gets; with a terminal those ends stay here and keep it.
+ * goes from what the process gets; with a terminal those ends stay here and keep it. Returns 0, or what was wrong with
+ * which path; then nothing is open.
  */
-void open_stdio(void)
+int open_stdio(struct streams *io, const char *const paths[3], const char **failed)
 {
-	int dir = open(opt.bundle, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	static const int for_us[3] = {O_WRONLY, O_RDONLY, O_RDONLY}, for_it[3] = {O_RDONLY, O_WRONLY, O_WRONLY};
+	int *const ours[3] = {&io->stdin_write, &io->out_read[0], &io->out_read[1]};
 
-	if (dir < 0)
-		die("open", opt.bundle);
-	if (opt.in) {
-		child_end[0] = open_fifo(dir, "init-stdin", O_RDONLY);
-		stdin_write = open_fifo(dir, "init-stdin", O_WRONLY);
+	for (int i = 0; i < 3; i++) {
+		int *first = i == 0 ? &io->child_end[0] : ours[i], *second = i == 0 ? ours[0] : &io->child_end[i];
+		if (!paths[i] || !*paths[i] || (i == 2 && io->terminal))
+			continue;
+		if ((*first = open_fifo(paths[i], i == 0 ? for_it[0] : for_us[i])) < 0 ||
+		    (*second = open_fifo(paths[i], i == 0 ? for_us[0] : for_it[i])) < 0) {
+			int number = errno;
+			close_stdio(io);
+			*failed = paths[i];
+			return number;
+		}
 	}
-	if (opt.out) {
-		out_read[0] = open_fifo(dir, "init-stdout", O_RDONLY);
-		child_end[1] = open_fifo(dir, "init-stdout", O_WRONLY);
-	}
-	if (opt.err) {
-		out_read[1] = open_fifo(dir, "init-stderr", O_RDONLY);
-		child_end[2] = open_fifo(dir, "init-stderr", O_WRONLY);
-	}
-	close(dir);
-	if (opt.terminal) {
-		tty_in.from = child_end[0];
-		tty_out.to = child_end[1];
-		child_end[0] = child_end[1] = -1;
+	if (io->terminal) {
+		io->tty_in.from = io->child_end[0];
+		io->tty_out.to = io->child_end[1];
+		io->child_end[0] = io->child_end[1] = -1;
 	}
 	for (int i = 0; i < 3; i++)
-		if (child_end[i] >= 0)
-			make_blocking(child_end[i]);
+		if (io->child_end[i] >= 0)
+			make_blocking(io->child_end[i]);
+	return 0;
 }
 
-void receive_terminal(void)
+/* Lets go of all of it. Output that nobody has read goes with our end, unless a client holds one. */
+void close_stdio(struct streams *io)
+{
+	close_fd(&io->stdin_write);
+	for (int i = 0; i < 3; i++)
+		close_fd(&io->child_end[i]);
+	close_fd(&io->out_read[0]);
+	close_fd(&io->out_read[1]);
+	close_fd(&io->tty_in.from);
+	close_fd(&io->tty_out.to);
+	close_fd(&io->master);
+	if (io->tty_listener >= 0)
+		unlinkat(STATE_FD, io->tty_name, 0);
+	close_fd(&io->tty_listener);
+	no_streams(io);
+}
+
+/*
+ * A socket in the state directory, which is our working directory: so its path is short however deep that lies. It gets
+ * its name once it listens: who finds it there and is refused knows that its shim has gone. -1 and errno when it fails.
+ */
+int listen_at(const char *name, int type)
+{
+	static const char temporary[] = "sock.tmp";
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	mode_t old = umask(0177);
+
+	if (fd < 0)
+		return -1;
+	memcpy(address.sun_path, temporary, sizeof temporary);
+	unlinkat(STATE_FD, temporary, 0);
+	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0 ||
+	    renameat(STATE_FD, temporary, STATE_FD, name) < 0) {
+		int number = errno;
+		close_fd(&fd);
+		errno = number;
+	}
+	umask(old);
+	return fd;
+}
+
+void receive_terminal(struct streams *io)
 {
 	union {
 		struct cmsghdr align;
@@ -65,23 +114,23 @@ void receive_terminal(void)
 	} control = {0};
 	struct iovec iov = {packet, sizeof packet};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-	int fd = accept4(tty_listener, NULL, NULL, SOCK_CLOEXEC);
+	int fd = accept4(io->tty_listener, NULL, NULL, SOCK_CLOEXEC);
 	struct cmsghdr *head;
 
 	if (fd < 0)
 		return;
 	if (recvmsg(fd, &message, MSG_CMSG_CLOEXEC) >= 0 && (head = CMSG_FIRSTHDR(&message)) != NULL &&
 	    head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof(int))) {
-		memcpy(&master, CMSG_DATA(head), sizeof master);
-		fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK);
-		tty_out.from = tty_in.to = master;
-		close_fd(&tty_listener);
-		unlinkat(STATE_FD, TTY_NAME, 0);
+		memcpy(&io->master, CMSG_DATA(head), sizeof io->master);
+		fcntl(io->master, F_SETFL, O_RDWR | O_NONBLOCK);
+		io->tty_out.from = io->tty_in.to = io->master;
+		close_fd(&io->tty_listener);
+		unlinkat(STATE_FD, io->tty_name, 0);
 	}
 	close(fd);
 }
 
-void hand_over(int i)
+void hand_over(int i, const struct streams *io)
 {
 	union {
 		struct cmsghdr align;
@@ -91,7 +140,7 @@ void hand_over(int i)
 	char text[16] = "fds ";
 	struct iovec iov = {text, 4};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-	const int have[3] = {stdin_write, out_read[0], out_read[1]};
+	const int have[3] = {io->stdin_write, io->out_read[0], io->out_read[1]};
 
 	for (int k = 0; k < 3; k++)
 		if (have[k] >= 0) {

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from cli_kit import Ctrd
 
 pytest_plugins = ["cli_kit"]
-pytestmark = pytest.mark.cannot("local", "start a further process in a container")
 
 
 @pytest.fixture

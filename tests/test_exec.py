@@ -25,25 +25,11 @@ from libctrd.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeFailedError,
-    UnsupportedError,
 )
-
-pytestmark = pytest.mark.containerd("the local engine runs no further processes")
 
 UNREAD = 131_072
 
 __all__ = ["web"]  # the fixture
-
-
-@pytest.mark.local("it tells what the local engine says instead")
-def test_the_local_engine_says_that_it_cannot(client: Client, spec: Make) -> None:  # C27
-    container = client.create("web", spec("read x"))
-    container.start()
-    with pytest.raises(UnsupportedError, match="local engine"):
-        container.exec(["true"])
-    assert fifos(container) == []
-    assert container.status == "running"
-    container.clean(force=True)
 
 
 # ---- the start (C21) -------------------------------------------------------------------------------------------------

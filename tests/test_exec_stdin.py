@@ -17,8 +17,6 @@ from libctrd.errors import (
     UnavailableError,
 )
 
-pytestmark = pytest.mark.containerd("the local engine runs no further processes")
-
 __all__ = ["web"]  # the fixture
 
 

@@ -66,7 +66,7 @@ def test_the_room_for_the_exit_record_is_taken_before_the_start(client: Client, 
     container = client.create("web", spec("cat"))
     container.start()
     status = os.stat(os.path.join(container.bundle, "exit.tmp"))
-    assert status.st_size == 160
+    assert status.st_size == 240
     assert status.st_blocks > 0
     container.clean(force=True)
 

@@ -119,8 +119,6 @@ def test_a_signal_reaches_the_first_process_alone(client: Client, spec: Make) ->
     container.stdout.close()
 
 
-@pytest.mark.cannot("crun", "signal all processes of a container", raises=UnsupportedError)
-@pytest.mark.cannot("runc", "signal all processes of a container", raises=UnsupportedError)
 def test_a_signal_can_reach_everyone(client: Client, spec: Make) -> None:  # C20
     container = client.create("other", spec("trap 'exit 9' USR1; sleep 1000 & wait; echo never"))
     container.start(NULL)
@@ -153,7 +151,6 @@ def test_without_a_running_process_nothing_is_asked_of_the_engine(client: Client
         ASKED[what](container)
 
 
-@pytest.mark.containerd("the local engine has no statistics")
 def test_the_statistics_tell_what_it_uses_and_may_use(client: Client, spec: Make) -> None:  # C20
     script = "head -c 16000000 /dev/zero | tail -c 16000000 > /dev/shm/much; while :; do :; done"
     container = client.create("other", spec(script, memory="64m", pids_limit=20))
@@ -169,7 +166,6 @@ def test_the_statistics_tell_what_it_uses_and_may_use(client: Client, spec: Make
     container.clean(force=True)
 
 
-@pytest.mark.containerd("the local engine lists no processes")
 def test_the_pids_are_those_of_all_its_processes(web: Container) -> None:  # C20
     until(lambda: len(web.pids()) == 2)
     assert web.pid in web.pids()
@@ -181,7 +177,6 @@ def test_the_pids_are_those_of_all_its_processes(web: Container) -> None:  # C20
     assert further.pid not in web.pids()
 
 
-@pytest.mark.containerd("the local engine changes no limits")
 def test_limits_can_be_changed_while_it_runs(web: Container) -> None:  # C20
     web.update({"memory": {"limit": 32 * MIB}, "pids": {"limit": 11}})
     assert web.stats().memory.limit == 32 * MIB

@@ -108,6 +108,15 @@ class Snapshot(Struct, frozen=True):
     exit: ExitStatus | None = None
 
 
+class ProcessSnapshot(Struct, frozen=True):
+    """What an engine knows of one process of a container at this moment. ``exit`` says that it has ended."""
+
+    name: str
+    pid: int = 0
+    exit: ExitStatus | None = None
+    terminal: bool = False
+
+
 class Ends(Struct, frozen=True):
     """The fifos of a process that runs, or has just ended: by stream the path of each that there is.
 
@@ -198,6 +207,11 @@ class Engine(Protocol):
 
     def snapshot(self, id: str) -> Snapshot:
         """How it is now. `NotFoundError` when there is none."""
+
+    def processes(self, id: str) -> list[ProcessSnapshot]:
+        """Its processes that this client can know of, ``init`` first: those that run, and those that have ended and
+        whose end nobody has collected (`delete_process`). `NotFoundError` when there is no such container.
+        """
 
     def spec(self, id: str) -> Spec:
         """The spec of a container that another program made, of which there is no directory of ours."""

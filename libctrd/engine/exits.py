@@ -25,7 +25,7 @@ from typing import Any
 from libctrd import ids, protos
 from libctrd._worker import Worker
 from libctrd.engine import taskshim
-from libctrd.engine.base import Sink
+from libctrd.engine.base import ProcessSnapshot, Sink
 from libctrd.engine.channel import Channel
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, NotFoundError
 from libctrd.reactor import Reactor
@@ -133,6 +133,12 @@ class Exits:
         """Is that process watched, and its end not told yet?"""
         with self._lock:
             return (id, name) in self._live
+
+    def further(self, id: str) -> list[ProcessSnapshot]:
+        """Its further processes that are watched."""
+        with self._lock:
+            found = [live for live in self._live.values() if live.id == id and live.name != INIT]
+        return [ProcessSnapshot(live.name, live.pid, terminal=live.terminal) for live in found]
 
     def has_terminal(self, id: str, name: str) -> bool:
         """Did this client give that process, which is watched, a terminal?"""

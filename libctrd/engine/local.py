@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,7 +23,6 @@ from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
     EngineInfo,
-    ExecRequest,
     Record,
     Sink,
     Snapshot,
@@ -33,10 +32,10 @@ from libctrd.engine.base import (
     unsupported,
 )
 from libctrd.engine.latecomer import Latecomer
-from libctrd.engine.orphans import Orphans
+from libctrd.engine.localops import LocalOperations
 from libctrd.errors import CtrdError, NotFoundError, UnavailableError, from_os_error
 from libctrd.reactor import Reactor
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, Stats
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
 if TYPE_CHECKING:
     from libctrd.images import Images
@@ -49,7 +48,7 @@ RECORD = "state.json"
 _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
 
 
-class LocalEngine(Latecomer, Orphans):
+class LocalEngine(Latecomer, LocalOperations):
     """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
 
     def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
@@ -57,7 +56,8 @@ class LocalEngine(Latecomer, Orphans):
         self.address = f"local:{self.root}"
         self._reactor = reactor
         self._default_runtime = runtime
-        super().__init__()
+        Latecomer.__init__(self)
+        LocalOperations.__init__(self)
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -208,9 +208,6 @@ class LocalEngine(Latecomer, Orphans):
         flags = "".join(
             letter
             for letter, wanted in {
-                "i": request.stdin,
-                "o": request.stdout,
-                "e": request.stderr and not record.terminal,
                 "t": record.terminal,
                 "d": request.unattended == "discard",
                 "k": not record.own_pid_namespace,
@@ -221,6 +218,9 @@ class LocalEngine(Latecomer, Orphans):
             if wanted
         )
         arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
+        for option, path in {"--stdin": request.stdin, "--stdout": request.stdout, "--stderr": request.stderr}.items():
+            if path:
+                arguments += [option, path]
         if request.unattended == "log":
             arguments += ["--log", request.log]
         arguments += self._arguments(record, flags)
@@ -309,6 +309,7 @@ class LocalEngine(Latecomer, Orphans):
         except ConnectionResetError:
             return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
+            self._shim_of_processes_gone(id)
             if not self._take(id, peer) and not self._shim_gone(id):
                 # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
                 self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
@@ -319,6 +320,10 @@ class LocalEngine(Latecomer, Orphans):
             with self._lock:
                 self._told.add(peer)
             self._sink(Event(id, "exit", INIT, shim.exit_status(code, bool(oom), seconds, nanoseconds)))
+        elif word == "ended":
+            self._process_ended(id, rest.split())
+        elif word == "process":
+            self._process_began(id, *rest.split())
         elif word in ("state", "started"):  # "state running PID", "started PID"
             self._runs(id, int(rest.split()[-1]))
         elif word in ("pause", "resume", "oom"):
@@ -344,61 +349,7 @@ class LocalEngine(Latecomer, Orphans):
             peer.close()
         return told
 
-    # ---- requests ------------------------------------------------------------------------------------------------
-
-    def spec(self, id: str) -> Spec:
-        """See `Engine.spec`: every container of the local engine is libctrd's own."""
-        return specs.load(self.record(id).bundle)
-
-    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
-        """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""
-        if process != INIT:
-            raise NotFoundError(f"container {id!r} has no process {process!r}")
-        if everyone:
-            raise unsupported("local", "signal every process of a container at once")
-        try:
-            shim.request(self._directory(id), f"kill {number}")
-        except NotFoundError:
-            self._signal_orphan(id, number)
-
-    def close_stdin(self, id: str, process: str) -> None:
-        """See `Engine.close_stdin`."""
-        shim.request(self._directory(id), "close-stdin")
-
-    def resize(self, id: str, process: str, width: int, height: int) -> None:
-        """See `Engine.resize`."""
-        shim.request(self._directory(id), f"resize {width} {height}")
-
-    def pause(self, id: str) -> None:
-        """See `Engine.pause`."""
-        shim.request(self._directory(id), "pause")
-
-    def resume(self, id: str) -> None:
-        """See `Engine.resume`."""
-        shim.request(self._directory(id), "resume")
-
-    def exec(self, request: ExecRequest) -> int:
-        """See `Engine.exec`."""
-        raise unsupported("local", "start a further process in a container", "a containerd engine can")
-
-    def pids(self, id: str) -> list[int]:
-        """See `Engine.pids`."""
-        raise unsupported("local", "list the processes of a container", "a containerd engine can")
-
-    def stats(self, id: str) -> Stats:
-        """See `Engine.stats`."""
-        raise unsupported("local", "measure a container", "a containerd engine can")
-
-    def update(self, id: str, resources: dict[str, Any]) -> None:
-        """See `Engine.update`."""
-        raise unsupported("local", "change the limits of a running container", "a containerd engine can")
-
-    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
-        """See `Engine.checkpoint`."""
-        raise unsupported("local", "checkpoint a container", "a containerd engine can")
-
-    def delete_process(self, id: str, process: str) -> None:
-        """See `Engine.delete_process`: there is none."""
+    # ---- the end -------------------------------------------------------------------------------------------------
 
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. When it returns the shim has ended and, where it was ours, is reaped."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from libctrd import ids, protos
 from libctrd.engine import metrics
-from libctrd.engine.base import Ends
+from libctrd.engine.base import Ends, ProcessSnapshot
 from libctrd.engine.channel import Channel
-from libctrd.engine.exits import TASKS, exec_id
+from libctrd.engine.exits import TASKS, Exits, exec_id
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
-from libctrd.state import Stats
+from libctrd.state import INIT, Stats
 from libctrd.stdio import STREAMS
+
+if TYPE_CHECKING:
+    from libctrd.engine.base import Record, Snapshot
 
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 CREATE_SECONDS = 35.0  # the shim itself gives up after 30
@@ -38,6 +41,13 @@ def _is_fifo(path: str) -> bool:
 class Operations:
     """The requests of an engine over *channel* that are a call each."""
 
+    _exits: Exits
+
+    if TYPE_CHECKING:
+
+        def record(self, id: str) -> Record: ...
+        def snapshot(self, id: str) -> Snapshot: ...
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
@@ -48,6 +58,14 @@ class Operations:
             if _ENDED.search(str(error)):  # a shim has no code for that either
                 raise NotFoundError(f"could not {doing}: it has ended") from error
             raise
+
+    def processes(self, id: str) -> list[ProcessSnapshot]:
+        """See `Engine.processes`: of the further ones those of this client, for containerd lists no others by name."""
+        snapshot = self.snapshot(id)
+        if snapshot.status == "created":
+            return []
+        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, self.record(id).terminal)
+        return [init, *self._exits.further(id)]
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
         """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words.

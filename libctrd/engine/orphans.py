@@ -34,6 +34,7 @@ class Orphans:
 
         def record(self, id: str) -> Record: ...
         def snapshot(self, id: str) -> Snapshot: ...
+        def _further_pid(self, id: str, name: str) -> int: ...
         def _arguments(self, record: Record, flags: str) -> list[str]: ...
 
     def _shim_gone(self, id: str) -> bool:
@@ -58,31 +59,37 @@ class Orphans:
             self._watch_orphan(id, snapshot.pid)
         return True
 
-    def _watch_orphan(self, id: str, pid: int) -> None:
+    def _watch_orphan(self, id: str, pid: int, name: str = INIT) -> None:
+        """Tells the end of a process that nobody is the parent of, when it comes: its code nobody will know."""
         try:
+            if not pid:
+                raise NotFoundError("it has never been known")
             pidfd = proc.pidfd_open(pid)
         except NotFoundError:
-            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
+            self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, known=False)))
             return
 
         def ended(_: int) -> None:
             self._reactor.unwatch(pidfd)
             os.close(pidfd)
             now = datetime.now(timezone.utc)
-            self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
+            self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
 
         self._reactor.watch(pidfd, ended, select.EPOLLIN)
 
-    def _signal_orphan(self, id: str, number: int) -> None:
-        """Sends a signal to the ``init`` of a container whose shim was killed. `NotFoundError` if it has ended."""
-        pid = self.snapshot(id).pid
+    def _signal_orphan(self, id: str, number: int, name: str) -> None:
+        """Sends a signal to a process of a container whose shim was killed. `NotFoundError` if it has ended, or where
+        only another client knows which it is.
+        """
+        pid = self.snapshot(id).pid if name == INIT else self._further_pid(id, name)
+        what = f"container {id!r}" if name == INIT else f"process {name!r} of container {id!r}"
         pidfd = proc.pidfd_open(pid) if pid else -1
         if pidfd < 0:
-            raise NotFoundError(f"container {id!r} is not running any more")
+            raise NotFoundError(f"{what} is not running any more")
         try:
             # Looked at again, now that the pid cannot become another's.
             if not cgroups.holds(self.record(id).cgroup, pid):
-                raise NotFoundError(f"container {id!r} is not running any more")
+                raise NotFoundError(f"{what} is not running any more")
             proc.pidfd_send_signal(pidfd, number)
             if number == signal.SIGKILL:
                 cgroups.thaw(pid)

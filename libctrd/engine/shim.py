@@ -4,6 +4,7 @@
 import array
 import contextlib
 import errno
+import glob
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ import msgspec
 
 from libctrd import proc
 from libctrd._checks import one_line
+from libctrd.engine.base import ProcessSnapshot
 from libctrd.errors import (
     CtrdError,
     DeadlineError,
@@ -27,11 +29,12 @@ from libctrd.state import ExitStatus
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "ctrd-shim")
 SOCKET = "shim.sock"
+PROCESS_RECORD = "exec-*.exit"
 EXIT_RECORD = "exit.json"
 EXIT_ROOM = "exit.tmp"
 PID_FILE = "pid"
 
-PACKET = 4096
+PACKET = 16384
 START_SECONDS = 60.0
 """How long a runtime may take to start a container; then it is killed."""
 REPLY_SECONDS = 60.0
@@ -66,6 +69,33 @@ def read_exit(directory: str) -> ExitStatus | None:
     except msgspec.MsgspecError as error:
         raise UnavailableError(f"the exit record in {directory!r} is damaged: {error}") from error
     return exit_status(record.code, record.oom_killed, record.seconds, record.nanoseconds)
+
+
+class _ProcessExitRecord(msgspec.Struct):
+    name: str
+    code: int
+    seconds: int
+    nanoseconds: int
+
+
+_process_exit_decoder = msgspec.json.Decoder(_ProcessExitRecord)
+
+
+def read_process_exits(directory: str) -> dict[str, ExitStatus]:
+    """How the further processes have ended whose end nobody has collected yet, by name, from their records."""
+    found = {}
+    for path in glob.glob(os.path.join(glob.escape(directory), PROCESS_RECORD)):
+        try:
+            with open(path, "rb") as file:
+                record = _process_exit_decoder.decode(file.read())
+        except FileNotFoundError:
+            continue  # collected meanwhile
+        except OSError as error:
+            raise from_os_error(error, f"read the exit record {path!r}") from error
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"the exit record {path!r} is damaged: {error}") from error
+        found[record.name] = exit_status(record.code, False, record.seconds, record.nanoseconds)
+    return found
 
 
 def was_started(directory: str) -> bool:
@@ -119,8 +149,11 @@ def request(directory: str, text: str) -> None:
         ask(peer, directory, text)
 
 
-def ask(peer: socket.socket, directory: str, text: str) -> str:
-    """Sends a request over *peer*, returns the reply. ``ok`` and others come back, failures are raised."""
+def ask(peer: socket.socket, directory: str, text: str, doing: str = "") -> str:
+    """Sends a request over *peer*, returns the reply. ``ok`` and others come back, failures are raised.
+
+    *doing* says in an error what was tried, in the place of *text*.
+    """
     try:
         peer.sendall(text.encode())
         reply = peer.recv(PACKET).decode("utf-8", "replace")
@@ -130,7 +163,7 @@ def ask(peer: socket.socket, directory: str, text: str) -> str:
         ) from error
     except OSError as error:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}") from error
-    check(reply, directory, text)
+    check(reply, directory, doing or text)
     return reply
 
 
@@ -142,7 +175,10 @@ def check(reply: str, directory: str, text: str) -> None:
     if word == "exit":  # the last word of a shim that is ending, to whoever has come by then
         raise NotFoundError(f"the container in {directory!r} has ended: it could not {text}")
     if word == "error":
-        raise from_errno(int(rest), f"{text} on the container in {directory!r}")
+        number, _, what = rest.partition(" ")
+        call, _, path = what.partition(" ")
+        of = f": {call} of {path}" if path else ""
+        raise from_errno(int(number), f"{text} on the container in {directory!r}{of}")
     if word == "failed":
         raise runtime_failed(rest, f"{text} the container in {directory!r}")
     if word == "broken":
@@ -179,10 +215,54 @@ def _messages(raw: str) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def descriptors(directory: str) -> dict[str, int]:
-    """The client's ends of the fifos, handed over by the shim: ``i``, ``o``, ``e`` to a descriptor that is ours now."""
+def start_process(directory: str, what: str, fields: tuple[str, ...]) -> int:
+    """Has the shim start a further process; returns its pid. *fields*: name, token, flags, the three fifos. *what* says
+    in an error which it is.
+
+    When this raises, the process is not there, or on its way out: the shim knows that nobody wants it any more. Raises
+    what the shim or the runtime said, and `DeadlineError` when the runtime hangs.
+    """
+    text = f"start {what} in"
+    cancel = "cancel"
+    try:
+        with connection(directory) as peer:
+            peer.settimeout(START_SECONDS)
+            try:
+                peer.sendall(b"\0".join([b"exec", *map(os.fsencode, fields)]) + b"\0")
+                reply = peer.recv(PACKET).decode("utf-8", "replace")
+            except TimeoutError:
+                cancel = "cancel-now"
+                raise DeadlineError(
+                    f"the OCI runtime did not {text} the container in {directory!r} within {START_SECONDS:g} s: "
+                    "look at what it waits for"
+                ) from None
+            except OSError as error:
+                raise NotFoundError(f"the shim in {directory!r} ended before it could {text} its container") from error
+        check(reply, directory, text)
+        return int(reply.removeprefix("started "))
+    except BaseException:
+        with contextlib.suppress(CtrdError):
+            request(directory, f"{cancel} {fields[1]}")
+        raise
+
+
+def processes(directory: str) -> list[ProcessSnapshot]:
+    """The further processes that the shim holds."""
     with connection(directory) as peer:
-        peer.sendall(b"fds")
+        lines = ask(peer, directory, "processes").splitlines()[1:]
+    found = []
+    for name, pid, terminal, *end in map(str.split, lines):
+        status = exit_status(int(end[0]), False, int(end[1]), int(end[2])) if end else None
+        found.append(ProcessSnapshot(name, int(pid), status, terminal == "1"))
+    return found
+
+
+def descriptors(directory: str, process: str = "") -> dict[str, int]:
+    """The client's ends of the fifos of ``init``, or of another *process*, handed over by the shim: ``i``, ``o``, ``e``
+    to a descriptor that is ours now.
+    """
+    with connection(directory) as peer:
+        peer.sendall(f"fds {process}".rstrip().encode())
         fds = array.array("i")
         data, control, _, _ = peer.recvmsg(64, socket.CMSG_SPACE(3 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in control:

@@ -1,0 +1,111 @@
+"""What a client asks of a container of the local engine while it runs: a request to its shim, or a look at its cgroup.
+
+A part of `libctrd.engine.local.LocalEngine`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from libctrd import spec as specs
+from libctrd.engine import shim, usage
+from libctrd.engine.base import Spec, unsupported
+from libctrd.engine.further import Further, write_new
+from libctrd.errors import NotFoundError
+from libctrd.state import INIT, Stats
+
+_T = TypeVar("_T")
+
+
+class LocalOperations(Further):
+    """The requests of `LocalEngine`."""
+
+    def spec(self, id: str) -> Spec:
+        """See `Engine.spec`: every container of the local engine is libctrd's own."""
+        return specs.load(self.record(id).bundle)
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
+        """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""
+        if everyone:
+            shim.request(self._directory(id), f"kill-all {number}")
+            return
+        try:
+            shim.request(self._directory(id), f"kill {number}{_named(process)}")
+        except NotFoundError:
+            self._signal_orphan(id, number, process)
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`."""
+        shim.request(self._directory(id), f"close-stdin{_named(process)}")
+
+    def resize(self, id: str, process: str, width: int, height: int) -> None:
+        """See `Engine.resize`."""
+        shim.request(self._directory(id), f"resize {width} {height}{_named(process)}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        shim.request(self._directory(id), "pause")
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        shim.request(self._directory(id), "resume")
+
+    def pids(self, id: str) -> list[int]:
+        """See `Engine.pids`."""
+        return self._usage(id, usage.pids)
+
+    def stats(self, id: str) -> Stats:
+        """See `Engine.stats`."""
+        return self._usage(id, usage.stats)
+
+    def _usage(self, id: str, look: Callable[[str], _T]) -> _T:
+        """What its cgroup says, while the container runs: a cgroup of that name may be somebody else's later."""
+        record = self.record(id)
+        if not record.cgroup:
+            raise unsupported("local", f"measure container {id!r}", "it has no cgroup of its own")
+        try:
+            found = look(record.cgroup)
+        except NotFoundError:
+            found = None
+        if found is None or not self.snapshot(id).pid:
+            raise NotFoundError(f"container {id!r} is not running any more")
+        return found
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """See `Engine.update`. The runtime knows how its cgroup manager wants it, so it is called."""
+        with self._file(id, "update", msgspec.json.encode(resources)) as path:
+            self._call(id, "update the limits of", "update", "--resources", path)
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """See `Engine.checkpoint`."""
+        raise unsupported("local", "checkpoint a container", "a containerd engine can")
+
+    def _call(self, id: str, doing: str, *words: str) -> None:
+        """Has the shim call the runtime with *words* and the id, after what it is at just now."""
+        where = self._directory(id)
+        with self._file(id, "call", b"".join(os.fsencode(word) + b"\0" for word in words)) as path:
+            token = os.path.basename(path).removeprefix("call-")
+            with shim.connection(where) as peer:
+                shim.ask(peer, where, f"call {token}", doing)
+
+    @contextlib.contextmanager
+    def _file(self, id: str, kind: str, data: bytes) -> Iterator[str]:
+        """A file in the container's directory for the time of a call."""
+        path = os.path.join(self._directory(id), f"{kind}-{secrets.token_hex(8)}")
+        write_new(path, data)
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):  # the container is gone
+                os.unlink(path)
+
+
+def _named(process: str) -> str:
+    """What a request says to mean that process: of init nothing."""
+    return "" if process == INIT else f" {process}"
