@@ -30,14 +30,10 @@ def command(
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 
-    spec = options.make_spec(args, rootfs, bundle, **chosen) if image is None else None
-    if image is not None and (rootfs is not None or bundle is not None):
-        raise click.UsageError("an image brings its own root file system: leave --rootfs and --bundle out")
+    specified = options.specify(args, rootfs, bundle, image, **chosen)
     signals = Signals()
     with settings.connect() as client:
-        if spec is None:
-            spec = options.make_image_spec(client, image or "", args, **chosen)
-        container = starting.create(client, signals, id, spec, image=image or "")
+        container = starting.create(client, signals, id, specified(client), image=image or "")
         try:
             output.write_line(container.id)
         except BaseException:

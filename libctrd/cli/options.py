@@ -58,6 +58,7 @@ SPEC: Final = (
 )
 ARGUMENTS: Final = click.argument("args", metavar="[--] [ARG]...", nargs=-1, type=click.UNPROCESSED)
 ID: Final = click.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
+ID_ARGUMENT: Final = click.argument("id", metavar="ID")
 IDS: Final = click.argument("ids", metavar="ID...", nargs=-1, required=True)
 FORMAT: Final = click.option("--format", type=click.Choice(["table", "json"]), help="The same as ctrd --format.")
 INTERACTIVE: Final = click.option(
@@ -119,6 +120,21 @@ def make_spec(
     specs.validate(spec)
     _go_over(spec, tty=tty, read_only=read_only, mounts=mounts, env=env, cwd=cwd, **limits)
     return spec
+
+
+def specify(
+    args: tuple[str, ...], rootfs: str | None, bundle: str | None, image: str | None, **chosen: Any
+) -> Callable[[Client], dict[str, Any]]:
+    """What makes the spec for what was asked for, of an image, a bundle or a root file system, once there is a client.
+
+    What can be refused without one is refused now. Raises as `make_spec` does.
+    """
+    if image is None:
+        spec = make_spec(args, rootfs, bundle, **chosen)
+        return lambda client: spec
+    if rootfs is not None or bundle is not None:
+        raise click.UsageError("an image brings its own root file system: leave --rootfs and --bundle out")
+    return lambda client: make_image_spec(client, image, args, **chosen)
 
 
 def make_image_spec(

@@ -5,9 +5,11 @@ A reader of stdout that has gone is no error: what the command does is done all 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from libctrd.cli.exits import FAILED
@@ -48,6 +50,32 @@ def _wait_for_room() -> None:
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     poll.poll()
+
+
+@contextlib.contextmanager
+def while_read(gone: Callable[[], object]) -> Iterator[None]:
+    """Within it *gone* is called once when the reader of stdout has gone, for what would go on for ever.
+
+    Where stdout is a pipe or a socket the system says so at once; a terminal sends a signal instead.
+    """
+    from libctrd import reactor
+
+    kind = os.fstat(1).st_mode
+    if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        yield
+        return
+    fd, shared = os.dup(1), reactor.shared()
+
+    def hung_up(_: int) -> None:
+        shared.unwatch(fd)
+        gone()
+
+    shared.watch(fd, hung_up, 0)
+    try:
+        yield
+    finally:
+        shared.unwatch(fd)
+        os.close(fd)
 
 
 def write_line(text: str) -> None:

@@ -48,16 +48,13 @@ def command(
         raise click.UsageError(
             "-d --rm cannot hold output that nobody will read: use --unattended discard or --log FILE"
         )
-    spec = options.make_spec(args, rootfs, bundle, **chosen) if image is None else None
-    if image is not None and (rootfs is not None or bundle is not None):
-        raise click.UsageError("an image brings its own root file system: leave --rootfs and --bundle out")
+    specified = options.specify(args, rootfs, bundle, image, **chosen)
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 
     signals = Signals()
     with settings.connect() as client:
-        if spec is None:
-            spec = options.make_image_spec(client, image or "", args, **chosen)
+        spec = specified(client)
         terminal = bool(spec["process"].get("terminal"))
         if terminal and not detach:
             _give_size(spec["process"])

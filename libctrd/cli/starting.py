@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from libctrd.cli import output
 from libctrd.cli.exits import FAILED, Interrupted
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from libctrd.container import Container
     from libctrd.process import Process
     from libctrd.state import ExitStatus
+
+    Running = TypeVar("Running", Container, Process)
 
 _STREAMS: Final = {"stdout": 1, "stderr": 2}
 LAST_SECONDS: Final = 1.0
@@ -66,22 +68,14 @@ def attend(
     we have one, becomes its keyboard and its screen. *options* goes to `Container.start`. When this raises, a *new*
     container has gone, and so has one that ran; one that could not be started stays.
     """
-    with _undone(container, new), contextlib.ExitStack() as stack:
-        mode = None
-        if terminal and interactive and os.isatty(0):
-            from libctrd.cli.terminal import raw
 
-            mode = stack.enter_context(raw(0, signals))
-        with signals.interrupting(lambda: _runs(container)):
-            container.start(Stdio(0 if interactive else NULL, 1, 2), **options)
-        resize = _follow_size(container, signals) if terminal else _no_size
-        if mode is not None:
-            mode.enter(keys=False)
-        signals.forward(container.signal, resize)
-        status = _wait(container)
-    if not status.known:
-        output.complain(f"the exit code of container {container.id!r} is not known: nobody was there to see it")
-    return FAILED if _has_lost_output(container, f"container {container.id!r}") else status.code
+    def start(streams: Stdio) -> Container:
+        container.start(streams, **options)
+        return container
+
+    with _undone(container, new):
+        running, status = _see_through(start, signals, lambda: _runs(container), interactive, terminal)
+    return code_of(running, status, f"container {container.id!r}")
 
 
 def leave_process(container: Container, signals: Signals, args: Sequence[str], **options: Any) -> None:
@@ -98,30 +92,45 @@ def attend_process(
     from libctrd import ids
 
     name = options.pop("name", None) or ids.generate()
-    try:
-        with contextlib.ExitStack() as stack:
-            mode = None
-            if terminal and interactive and os.isatty(0):
-                from libctrd.cli.terminal import raw
 
-                mode = stack.enter_context(raw(0, signals))
-            with signals.interrupting(lambda: False):
-                streams = Stdio(0 if interactive else NULL, 1, 2)
-                process = container.exec(args, streams, name=name, terminal=terminal, **options)
-            resize = _follow_size(process, signals) if terminal else _no_size
-            if mode is not None:
-                mode.enter(keys=False)
-            signals.forward(process.signal, resize)
-            status = _wait(process)
+    def start(streams: Stdio) -> Process:
+        return container.exec(args, streams, name=name, terminal=terminal, **options)
+
+    try:
+        running, status = _see_through(start, signals, lambda: False, interactive, terminal)
     except BaseException:
         with contextlib.suppress(CtrdError):  # it has not begun, or has ended, or the container has
             begun = container.process(name)
             begun.give_up_output()
             begun.signal("KILL")
         raise
+    return code_of(running, status, f"process {name!r}")
+
+
+def _see_through(
+    start: Callable[[Stdio], Running], signals: Signals, began: Callable[[], bool], interactive: bool, terminal: bool
+) -> tuple[Running, ExitStatus]:
+    """Starts what is to be attended, and waits for its end. *began*: from then on signals are meant for it."""
+    with contextlib.ExitStack() as stack:
+        mode = None
+        if terminal and interactive and os.isatty(0):
+            from libctrd.cli.terminal import raw
+
+            mode = stack.enter_context(raw(0, signals))
+        with signals.interrupting(began):
+            running = start(Stdio(0 if interactive else NULL, 1, 2))
+        resize = follow_size(running, signals) if terminal else no_size
+        if mode is not None:
+            mode.enter(keys=False)
+        signals.forward(running.signal, resize)
+        return running, _wait(running)
+
+
+def code_of(running: Container | Process, status: ExitStatus, what: str) -> int:
+    """Our exit code when *what* has ended like that: its own, but when output of it could not be written."""
     if not status.known:
-        output.complain(f"the exit code of process {process.name!r} is not known: nobody was there to see it")
-    return FAILED if _has_lost_output(process, f"process {process.name!r}") else status.code
+        output.complain(f"the exit code of {what} is not known: nobody was there to see it")
+    return FAILED if _has_lost_output(running, what) else status.code
 
 
 def _has_lost_output(source: Container | Process, what: str) -> bool:
@@ -166,11 +175,11 @@ def _wait(running: Container | Process) -> ExitStatus:
         raise
 
 
-def _no_size() -> None:
+def no_size() -> None:
     """What a change of our window's size is to a container without a terminal."""
 
 
-def _follow_size(running: Container | Process, signals: Signals) -> Callable[[], None]:
+def follow_size(running: Container | Process, signals: Signals) -> Callable[[], None]:
     """Gives its terminal the size of ours, now; returns what does so again."""
     from libctrd.cli.terminal import size
 
