@@ -26,7 +26,7 @@ import libctrd
 pytestmark = pytest.mark.local("an example says itself which engine it is for")
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "EXAMPLES.md"))
 SECONDS = 60
 
 
