@@ -12,8 +12,9 @@
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
  *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --stdin, --stdout, --stderr FIFO;
- *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves, p no pivot,
- *     x only undo,
+ *     --restore DIR of a checkpoint to go on from;
+ *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves,
+ *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach"
  *

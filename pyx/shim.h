@@ -49,7 +49,7 @@ enum unattended { HOLD, DISCARD, LOG };
 
 /* What the command line said. */
 struct options {
-	const char *id, *state, *bundle, *root, *memory, *log, *stdio[3];
+	const char *id, *state, *bundle, *root, *memory, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
 	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;

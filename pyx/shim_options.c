@@ -23,6 +23,8 @@ void parse(int argc, char **argv)
 			opt.memory = value;
 		else if (strcmp(name, "--log") == 0)
 			opt.log = value, opt.unattended = LOG;
+		else if (strcmp(name, "--restore") == 0)
+			opt.restore = value;
 		else if (strcmp(name, "--stdin") == 0)
 			opt.stdio[0] = value;
 		else if (strcmp(name, "--stdout") == 0)

@@ -189,6 +189,12 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	return pid < 0 ? 0 : pid;
 }
 
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	return slash ? slash + 1 : path;
+}
+
 /* What a client wants the runtime to be called with; returns how many words that are, *most* at most. */
 static int read_words(const char *token, const char *words[], int most)
 {
@@ -215,7 +221,7 @@ void spawn_runtime(enum op op, int peer)
 	static const char *const verbs[] = {[START] = "run",	 [PAUSE] = "pause",  [RESUME] = "resume",
 					    [DELETE] = "delete", [KILL_ALL] = "kill", [UNDO] = "delete",
 					    [CALL] = ""};
-	const char *verb[16];
+	const char *verb[24];
 	char console[64], number[16];
 	int n = 0;
 
@@ -229,6 +235,19 @@ void spawn_runtime(enum op op, int peer)
 		verb[n++] = opt.bundle;
 		verb[n++] = "--pid-file";
 		verb[n++] = pid;
+		if (opt.restore) {
+			verb[0] = "restore";
+			verb[n++] = "--image-path";
+			verb[n++] = opt.restore;
+			verb[n++] = "--work-path";
+			verb[n++] = opt.restore; /* CRIU leaves its log there, which the next look for a reason finds */
+			verb[n++] = "--tcp-established";
+			verb[n++] = "--ext-unix-sk";
+			if (strcmp(base_name(opt.runtime[0]), "crun") != 0) { /* crun empties the network namespace by itself */
+				verb[n++] = "--empty-ns";
+				verb[n++] = "network";
+			}
+		}
 		if (opt.no_pivot)
 			verb[n++] = "--no-pivot";
 		if (opt.terminal) { /* through /proc: a socket's path has 107 bytes, ours may be longer */

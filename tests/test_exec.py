@@ -119,6 +119,7 @@ def test_it_has_the_settings_of_the_container_but_for_those_of_its_caller(web: C
 def test_a_start_that_fails_leaves_nothing(
     client: Client, web: Container, recorder: Recorder, settings: dict[str, Any]
 ) -> None:  # C21, moby 32465
+    settings = dict(settings)
     args = settings.pop("args", ["pwd"])
     pipes: list[stdio.IOPipe] = []
     pids = web.pids()
@@ -204,7 +205,7 @@ def test_a_name_that_is_in_use_is_refused_and_that_process_goes_on(
     assert web.exec(["true"], NULL, name="x").wait(WAIT).code == 0, "it is free again"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "a" * 77, "init", "web", 5], ids=repr)
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a" * 77, "init", 5], ids=repr)
 def test_a_name_that_cannot_be_is_refused(engine: Place, web: Container, name: Any) -> None:  # C9
     with engine.connect() as other:
         for container in (web, other.get("web")):
@@ -256,7 +257,8 @@ def test_another_client_hears_of_its_exit_too(engine: Place, web: Container) -> 
         waiting = threading.Thread(target=other.get("web").wait, args=(WAIT,))
         waiting.start()
         until(lambda: engine.watches(other, "web"))
-        other._engine._exits.subscribed()  # type: ignore[attr-defined]
+        if engine.kind == "containerd":
+            other._engine._exits.subscribed()  # type: ignore[attr-defined]
         process = web.exec(["sh", "-c", "exit 9"], NULL, name="x")
         assert process.wait(WAIT).code == 9
         until(lambda: theirs.of("web") == ["exit-process"])
@@ -356,6 +358,7 @@ def test_it_runs_in_a_container_that_another_client_has_started(engine: Place, w
     assert web.status == "running"
 
 
+@pytest.mark.containerd("the containers of the local engine are libctrd's own")
 def test_it_runs_in_a_container_that_ctr_has_made(client: Client, engine: Place, rootfs: str) -> None:
     engine.daemon.run(engine.namespace, "theirs", rootfs, "/bin/sleep", "1000")  # type: ignore[attr-defined]
     container = client.get("theirs")

@@ -18,7 +18,7 @@ import msgspec
 
 from libctrd import directory, ids
 from libctrd import spec as specs
-from libctrd.engine import cgroups, shim
+from libctrd.engine import cgroups, criu, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -201,9 +201,9 @@ class LocalEngine(Latecomer, LocalOperations):
 
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
-        if request.checkpoint:
-            raise unsupported("local", "start from a checkpoint")
         record = request.record
+        if request.checkpoint:
+            criu.require(record.runtime)
         where = self._directory(record.id)
         flags = "".join(
             letter
@@ -223,6 +223,8 @@ class LocalEngine(Latecomer, LocalOperations):
                 arguments += [option, path]
         if request.unattended == "log":
             arguments += ["--log", request.log]
+        if request.checkpoint:
+            arguments += ["--restore", request.checkpoint]
         arguments += self._arguments(record, flags)
         # Under the lock of the directory, so that of two who start it one is first, and nobody removes it half started.
         lock = directory.lock(where, wait=True)

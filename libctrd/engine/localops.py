@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from libctrd import directory
 from libctrd import spec as specs
-from libctrd.engine import shim, usage
+from libctrd.engine import criu, shim, usage
 from libctrd.engine.base import Spec, unsupported
 from libctrd.engine.further import Further, write_new
-from libctrd.errors import NotFoundError
+from libctrd.errors import NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
 
 _T = TypeVar("_T")
@@ -84,7 +85,19 @@ class LocalOperations(Further):
 
     def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
         """See `Engine.checkpoint`."""
-        raise unsupported("local", "checkpoint a container", "a containerd engine can")
+        runtime = self.record(id).runtime
+        criu.require(runtime)
+        criu.prepare(id, path)
+        work = os.path.join(self._directory(id), f"criu-{secrets.token_hex(8)}")
+        try:
+            os.mkdir(work, 0o700)
+            self._call(id, "checkpoint", *criu.words(path, work, runtime=runtime, leave_running=leave_running))
+        except BaseException as error:
+            told = criu.explained(error, work) if isinstance(error, RuntimeFailedError) else error
+            directory.remove_tree(path)
+            raise told from error
+        finally:
+            directory.remove_tree(work)
 
     def _call(self, id: str, doing: str, *words: str) -> None:
         """Has the shim call the runtime with *words* and the id, after what it is at just now."""

@@ -69,9 +69,15 @@ def find(name: str | None) -> Runtime:
 
 def version(path: str) -> str:
     """The first line that ``RUNTIME --version`` prints."""
+    lines = output_of(path, "--version").splitlines()
+    return lines[0] if lines else ""
+
+
+def output_of(*command: str) -> str:
+    """What *command* prints, to its standard output or error: the beginning of it, for it is short."""
     reader, writer = os.pipe()
     try:
-        pid = proc.spawn([path, "--version"], fds={1: writer}, env=shim.environment_for_runtime())
+        pid = proc.spawn(list(command), fds={1: writer, 2: writer}, env=shim.environment_for_runtime())
     except BaseException:
         os.close(reader)
         raise
@@ -79,13 +85,12 @@ def version(path: str) -> str:
         os.close(writer)
     try:
         with open(reader, encoding="utf-8", errors="replace") as output:
-            lines = output.read(4096).splitlines()
+            return output.read(4096)
     except BaseException:  # Ctrl-C above all: one that does not end is not left behind
         proc.kill(pid, "KILL")
         raise
     finally:
         proc.reap(pid)
-    return lines[0] if lines else ""
 
 
 # ---- remembering ----------------------------------------------------------------------------------------------------
