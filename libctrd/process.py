@@ -152,7 +152,7 @@ class Process:
             self.streams = stdio.Streams(stdio.DETACHED, self.terminal)
             self.let_go_of_ends()
             container._client._owners.give_back(container._record, self.name)
-            if self.came_later and container._processes.get(self.name) is self and self.status is None:
+            if self.came_later and not container._owned and container._processes.get(self.name) is self:
                 del container._processes[self.name]
                 self.let_go()
 

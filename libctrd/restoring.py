@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from libctrd import attaching, handling
 from libctrd.container import Container
-from libctrd.engine.base import Snapshot
+from libctrd.engine.base import ProcessSnapshot, Snapshot
 from libctrd.errors import (
     AlreadyExistsError,
     DeadlineError,
@@ -23,7 +23,7 @@ from libctrd.errors import (
     UnsupportedError,
 )
 from libctrd.process import Process
-from libctrd.state import INIT, UNKNOWN_EXIT, ExitStatus, StateInfo
+from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
 from libctrd.stdio import DETACHED, Callback, Choice, Stdio, discard_fifos
 from libctrd.stdio import path as fifo_path
 
@@ -93,10 +93,11 @@ def _look(container: Container) -> Snapshot:
 def _leave(container: Container, known: bool) -> None:
     """It could not be restored: it is nobody's again, and as it was."""
     client = container._client
-    init = container._processes.pop(INIT, None)
-    if init is not None:
-        init.streams.close()
-        init.let_go_of_ends()
+    for name, process in list(container._processes.items()):
+        process.streams.close()
+        process.let_go_of_ends()
+        client._owners.give_back(container._record, name)
+    container._processes.clear()
     container._owned = False
     if not known:
         client._forget(container)
@@ -121,6 +122,9 @@ def _ended(
     init = container._processes.get(INIT)
     if init is not None:
         init.began()
+    for process in _take_over_further(container):
+        end = process.exit or _UNKNOWN
+        handling.handle(client, container, Event(container.id, "exit", process.name, end))
     handling.ended(client, container, status)
 
 
@@ -155,6 +159,29 @@ def _connect(container: Container, stdio: Choice | Stdio | Callback, drain_timeo
     return init
 
 
+def _take_over_further(container: Container) -> list[ProcessSnapshot]:
+    """Further processes that were started before: they are this client's to clean (C3), but for those of clients that
+    live. Their streams wait for `Container.attach`. Returns them.
+    """
+    client = container._client
+    try:
+        found = [process for process in client._engine.processes(container.id) if process.name != INIT]
+    except NotFoundError:
+        return []  # it is not known any more
+    taken = []
+    for process in found:
+        try:
+            client._owners.take(container._record, process.name)
+        except AlreadyExistsError:
+            continue
+        ours = Process(container, process.name, process.terminal, DETACHED, None)
+        ours.came_later = True
+        ours.pid = process.pid
+        container._processes[process.name] = ours
+        taken.append(process)
+    return taken
+
+
 # ---- alive -----------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +208,7 @@ def _become_owner(container: Container) -> None:
     client = container._client
     container._owned = True
     client._register(container)
+    _take_over_further(container)
     if not container._told_of:
         container._told_of = True
         client._engine.watch(container.id)

@@ -110,7 +110,6 @@ def test_what_is_not_paused_cannot_be_resumed(ctrd: Ctrd) -> None:
 # ---- what it uses ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cannot("local", "measure containers")
 def test_statistics_are_shown_once_as_a_table_or_as_json(ctrd: Ctrd) -> None:
     id = ctrd.detached("while :; do :; done", "--memory", "64m", "--pids-limit", "20")
     try:
@@ -127,7 +126,6 @@ def test_statistics_are_shown_once_as_a_table_or_as_json(ctrd: Ctrd) -> None:
         assert ctrd("rm", "-f", id).returncode == 0
 
 
-@pytest.mark.cannot("local", "measure containers")
 def test_statistics_come_again_and_again_until_the_container_ends(ctrd: Ctrd) -> None:
     id = ctrd.detached("sleep 1000")
     stats = ctrd.popen("stats", "--interval", "0.1", "--format", "json", id)
@@ -140,7 +138,6 @@ def test_statistics_come_again_and_again_until_the_container_ends(ctrd: Ctrd) ->
     assert stats.wait(30) == 0
 
 
-@pytest.mark.cannot("local", "measure containers")
 def test_statistics_are_a_live_table_on_a_terminal(ctrd: Ctrd, terminal: Terminal) -> None:
     id = ctrd.detached("sleep 1000")
     stats = ctrd.popen("stats", "--interval", "0.1", **terminal.own())
@@ -160,7 +157,6 @@ def test_sizes_are_short() -> None:
     ]
 
 
-@pytest.mark.cannot("local", "change limits")
 def test_limits_are_changed(ctrd: Ctrd) -> None:
     id = ctrd.detached("sleep 1000", "--memory", "64m")
     try:

@@ -261,6 +261,111 @@ def test_one_that_does_not_even_end_on_sigkill_is_given_up(
     client.get("web").clean(force=True)
 
 
+@pytest.fixture
+def leave_with_others(client: Client, rootfs: str, runtime: str) -> Callable[[str], None]:
+    """Starts a container and two further processes in a client that is killed; each waits for input."""
+
+    def leave(script: str) -> None:
+        process = python(OTHERS, client.address, runtime, rootfs, script)
+        assert said(process) == "ready"
+        killed(process)
+
+    return leave
+
+
+OTHERS = """
+    import sys, signal, libctrd
+    address, runtime, rootfs, script = sys.argv[1:]
+    client = libctrd.connect(address, runtime=runtime or None)
+    container = client.create("web", libctrd.spec.default(["/bin/sh", "-c", script], rootfs))
+    container.start()
+    waits = container.exec(["sh", "-c", "read x; echo got $x; exit 7"], name="waits")
+    container.exec(["sh", "-c", "read x; exit 8"], name="ends", stdio=libctrd.DETACHED)
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+def test_further_processes_are_found_read_and_cleaned(
+    client: Client, leave_with_others: Callable[[str], None], state_dir: str
+) -> None:  # C3, C22
+    leave_with_others("read x; exit 3")
+    recorder = Recorder()
+    client.subscribe(recorder)
+    container = client.restore("web")
+    assert {name for name in os.listdir(container.bundle) if name.startswith(("waits-", "ends-"))}
+    waits = container.attach(PIPE, process="waits")
+    assert waits.stdin is not None
+    assert waits.stdout is not None
+    waits.stdin.write(b"it\n")
+    assert waits.wait(WAIT).code == 7
+    assert waits.stdout.read() == b"got it\n"
+    ends = container.process("ends")
+    ends.signal("KILL")
+    assert ends.wait(WAIT).code == 137
+    assert not [name for name in os.listdir(container.bundle) if name.startswith(("waits-", "ends-"))]
+    with pytest.raises(NotFoundError):
+        container.process("ends")
+    assert container.stdin is not None
+    container.stdin.close()
+    assert container.wait(WAIT).code == 3
+    told = [(info.type, info.process, info.exit_code) for _, info in recorder.told]
+    assert told == [
+        ("restore", "init", None),
+        ("exit-process", "waits", 7),
+        ("exit-process", "ends", 137),
+        ("exit", "init", 3),
+    ]
+    for stream in (waits.stdout, waits.stderr):
+        assert stream is not None
+        stream.close()
+    close(container)
+    nothing_left(state_dir)
+
+
+def test_what_has_ended_meanwhile_is_told_before_the_container(
+    client: Client, engine: Place, leave_with_others: Callable[[str], None], state_dir: str
+) -> None:  # C3, C22
+    leave_with_others("read x; exit 3")
+    with engine.connect() as other:
+        other.get("web").signal("KILL", process="ends")
+        other.get("web").signal("KILL")
+        assert other.get("web").wait(WAIT).code == 137
+    recorder = Recorder()
+    client.subscribe(recorder)
+    container = client.restore("web")
+    assert container.wait(WAIT).code == 137
+    told = [(info.type, info.process, info.exit_code) for _, info in recorder.told]
+    assert told[-1] == ("exit", "init", 137)
+    assert sorted(told[:-1]) == [("exit-process", "ends", 137), ("exit-process", "waits", 137)]
+    close(container)
+    nothing_left(state_dir)
+
+
+def test_a_further_process_of_a_client_that_lives_stays_its_own(
+    client: Client, engine: Place, leave: Callable[..., int], state_dir: str
+) -> None:  # C3, C22
+    leave("echo x; read x; exit 3", 2)
+    with engine.connect() as other:
+        theirs = other.get("web").exec(["sh", "-c", "read x; echo got $x; exit 7"])
+        container = client.restore("web")
+        with pytest.raises(AlreadyExistsError, match="lives"):
+            container.attach(process=theirs.name)
+        assert theirs.stdin is not None
+        assert theirs.stdout is not None
+        theirs.stdin.write(b"it\n")
+        assert theirs.wait(WAIT).code == 7
+        assert theirs.stdout.read() == b"got it\n"
+        for stream in (theirs.stdout, theirs.stderr):
+            assert stream is not None
+            stream.close()
+    assert container.stdin is not None
+    container.stdin.close()
+    assert container.wait(WAIT).code == 3
+    close(container)
+    nothing_left(state_dir)
+
+
 def test_with_a_terminal_it_goes_on_too(client: Client, leave: Callable[..., int]) -> None:  # C22, C13
     leave("echo x; read line; echo $line; stty size; exit 6", 3, terminal=True)
     container = client.restore("web")

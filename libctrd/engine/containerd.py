@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from libctrd import directory, ids, protos
+from libctrd import directory, protos
 from libctrd import spec as specs
 from libctrd.engine import cgroups, cutstart, exitfile, late, runc, startmark, store, taskio
 from libctrd.engine.base import CreateRequest, EngineInfo, ExecRequest, Record, Sink, Snapshot, Spec, Wanted, how_it_is
@@ -133,8 +133,7 @@ class ContainerdEngine(Operations):
         return Snapshot(status, process.pid)
 
     def _process(self, id: str) -> Any:
-        request = protos.message("containerd.services.tasks.v1.GetRequest")(container_id=ids.check(id))
-        return self._call(f"{TASKS}/Get", request, f"look at container {id!r}").process
+        return self._get(id, INIT)
 
     def _see_end(self, id: str) -> ExitStatus:
         """Waits for the end of a container that ends."""
@@ -332,13 +331,18 @@ class ContainerdEngine(Operations):
         if snapshot.pid:
             self._exits.subscribed()
             snapshot = self.snapshot(id)  # what happens from here on the stream tells
-        if snapshot.exit is not None:
-            self._sink(Event(id, "exit", INIT, snapshot.exit))
-        elif snapshot.pid:
-            record = self.record(id)
+        record = self.record(id)
+        if snapshot.pid:
             self._memory.know(record)
             self._exits.add(id, INIT, snapshot.pid, terminal=record.terminal, paused=snapshot.status == "paused")
-        else:
+        for process in self._with_fifos(record, {process.name for process in self._exits.further(id)}):
+            if process.exit is not None:
+                self._sink(Event(id, "exit", process.name, process.exit))
+            elif process.pid:
+                self._exits.add(id, process.name, process.pid, terminal=process.terminal)
+        if snapshot.exit is not None:
+            self._sink(Event(id, "exit", INIT, snapshot.exit))
+        elif not snapshot.pid:
             self._exits.start()
 
     def watch_all(self) -> None:

@@ -19,7 +19,7 @@ from libctrd.stdio import STREAMS
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
-    from libctrd.engine.base import Record, Sink, Snapshot
+    from libctrd.engine.base import ProcessSnapshot, Record, Sink, Snapshot
     from libctrd.reactor import Reactor
 
 log = logging.getLogger("libctrd")
@@ -40,6 +40,7 @@ class Latecomer:
 
         def record(self, id: str) -> Record: ...
         def snapshot(self, id: str) -> Snapshot: ...
+        def processes(self, id: str) -> list[ProcessSnapshot]: ...
         def watch(self, id: str) -> None: ...
         def _directory(self, id: str) -> str: ...
 
@@ -95,25 +96,30 @@ class Latecomer:
         """See `Engine.attach`. While the connection to the shim lasts that neither discards nor logs."""
         record = self.record(id)
         where = self._directory(id)
-        if process != INIT:
-            raise NotFoundError(f"container {id!r} has no process {process!r}")
+        terminal = record.terminal if process == INIT else self._terminal_of(id, process)
         paths = {stream: fifo_path(record.bundle, process, stream) for stream in STREAMS}
         paths = {stream: path for stream, path in paths.items() if os.path.lexists(path)}
         try:
             peer = shim.connect(where)
         except NotFoundError:
-            return Ends(record.terminal, paths)  # it was killed: nobody else holds an end
+            return Ends(terminal, paths)  # it was killed: nobody else holds an end
         try:
             shim.ask(peer, where, "attach")
             passed = {}
             if not all(os.access(path, os.R_OK | os.W_OK, effective_ids=True) for path in paths.values()):
                 # The runtime gave them to the container's user, who is another than this one.
-                handed = shim.descriptors(where)
+                handed = shim.descriptors(where, "" if process == INIT else process)
                 passed = {stream: handed[letter] for stream, letter in _LETTERS.items() if letter in handed}
         except BaseException:
             peer.close()
             raise
-        return Ends(record.terminal, paths, peer.close, passed)
+        return Ends(terminal, paths, peer.close, passed)
+
+    def _terminal_of(self, id: str, name: str) -> bool:
+        for process in self.processes(id):
+            if process.name == name:
+                return process.terminal
+        raise NotFoundError(f"container {id!r} has no process {name!r}")
 
     def last_event(self, id: str) -> Event | None:
         """See `Engine.last_event`."""

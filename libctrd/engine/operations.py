@@ -5,6 +5,7 @@ An engine is made of them and of what has an order and a memory: starts, ends, e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from libctrd import ids, protos
 from libctrd.engine import metrics
 from libctrd.engine.base import Ends, ProcessSnapshot
 from libctrd.engine.channel import Channel
-from libctrd.engine.exits import TASKS, Exits, exec_id
+from libctrd.engine.exits import STOPPED, TASKS, Exits, exec_id, exit_status
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
 from libctrd.stdio import STREAMS
@@ -60,12 +61,33 @@ class Operations:
             raise
 
     def processes(self, id: str) -> list[ProcessSnapshot]:
-        """See `Engine.processes`: of the further ones those of this client, for containerd lists no others by name."""
+        """See `Engine.processes`: containerd lists no names, so of other clients' those with fifos."""
         snapshot = self.snapshot(id)
         if snapshot.status == "created":
             return []
-        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, self.record(id).terminal)
-        return [init, *self._exits.further(id)]
+        record, ours = self.record(id), self._exits.further(id)
+        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, record.terminal)
+        return [init, *ours, *self._with_fifos(record, {process.name for process in ours})]
+
+    def _with_fifos(self, record: Record, known: set[str]) -> list[ProcessSnapshot]:
+        """The further processes that have fifos in the container's directory, but for those that are *known*."""
+        try:
+            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
+        except OSError:
+            return []  # of a container of another program there is none
+        found = []
+        for name in sorted(names - known - {INIT, ""}):
+            with contextlib.suppress(NotFoundError, InvalidArgumentError):  # they are left of one that has gone
+                process = self._get(record.id, name)
+                end = exit_status(process.exit_status, process.exited_at) if process.status == STOPPED else None
+                found.append(ProcessSnapshot(name, process.pid, end, process.terminal))
+        return found
+
+    def _get(self, id: str, process: str) -> Any:
+        request = protos.message("containerd.services.tasks.v1.GetRequest")(
+            container_id=ids.check(id), exec_id=exec_id(process)
+        )
+        return self._call(f"{TASKS}/Get", request, f"look at process {process!r} of container {id!r}").process
 
     def _failing(self, method: str, request: Any, doing: str, timeout: float = 10.0) -> Any:
         """A call in which the OCI runtime may fail: containerd has no code for that, and sends its words.
@@ -100,10 +122,7 @@ class Operations:
 
     def attach(self, id: str, process: str) -> Ends:
         """See `Engine.attach`. What its shim writes into is what it was told at the start, and stays so."""
-        request = protos.message("containerd.services.tasks.v1.GetRequest")(
-            container_id=ids.check(id), exec_id=exec_id(process)
-        )
-        found = self._call(f"{TASKS}/Get", request, f"look at process {process!r} of container {id!r}").process
+        found = self._get(id, process)
         paths = {stream: getattr(found, stream) for stream in STREAMS}
         fifos = {stream: path for stream, path in paths.items() if path.startswith("/") and _is_fifo(path)}
         return Ends(found.terminal, fifos)
