@@ -27,6 +27,7 @@ from libctrd.errors import (
     NotFoundError,
     from_os_error,
 )
+from libctrd.locks import Locks
 from libctrd.owning import Owners
 from libctrd.state import Event
 from libctrd.stdio import PIPE
@@ -50,7 +51,7 @@ class Client(Telling):
         self._engine = engine
         self._root = root
         self._containers: dict[str, Container] = {}
-        self._locks: dict[str, tuple[threading.RLock, list[None]]] = {}
+        self._locks = Locks()
         self._arrivals: dict[str, threading.Event] = {}
         self._overhears = False
         self._closed = False
@@ -327,17 +328,8 @@ class Client(Telling):
     @contextlib.contextmanager
     def _locked(self, id: str) -> Iterator[None]:
         """Holds the lock of one container id (C18). It exists while somebody holds it or waits for it."""
-        with self._guard:
-            lock, users = self._locks.setdefault(id, (threading.RLock(), []))
-            users.append(None)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                users.pop()
-                if not users:
-                    del self._locks[id]
+        with self._locks.holding(id):
+            yield
 
     # ---- events --------------------------------------------------------------------------------------------------
 

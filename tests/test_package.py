@@ -30,7 +30,7 @@ MOST_LINES = 500
 LAYERS = (
     ("errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "proc", "state"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "state"),
     ("engine.channel",),
     ("fifo",),
     ("relay",),
@@ -100,6 +100,12 @@ LAYERS = (
     ("engine.containerd",),
     ("engine",),
     ("once",),
+    ("serve.eventlog", "serve.metrics", "serve.sockets"),
+    ("serve.wire",),
+    ("serve.checkpoints",),
+    ("serve.service",),
+    ("serve.server",),
+    ("serve",),
     ("cli",),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
@@ -161,7 +167,8 @@ def test_what_is_imported_is_asked_for_at_installation_and_nothing_else_is() -> 
         if name.startswith("libctrd/") and name.endswith(".py")
         for other in imported_by_python(text)
     }
-    assert imported - sys.stdlib_module_names - {"libctrd", "compression"} == set(DEPENDENCIES.values())
+    extra = {"prometheus_client"}  # for the option of `ctrd serve` that says so when it is missing
+    assert imported - sys.stdlib_module_names - {"libctrd", "compression"} == set(DEPENDENCIES.values()) | extra
 
 
 def test_every_public_name_can_be_had_and_is_listed() -> None:

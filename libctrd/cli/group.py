@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "restore": "Start a container from a checkpoint.",
     "rm": "Remove containers that have ended or never started.",
     "images": "List, import, pull and remove the images of a containerd.",
+    "serve": "Serve the API of containerd 0.2 in front of the local engine.",
     "spec": "Print a spec to begin with, or check one.",
     "info": "Show the engine and its OCI runtime.",
     "version": "Show the version of ctrd.",

@@ -86,7 +86,7 @@ class LocalEngine(Latecomer, LocalOperations):
     def records(self) -> list[Record]:
         """See `Engine.records`. A directory that is half made or half removed is no container yet, or no more."""
         try:
-            names = sorted(os.listdir(self.root))
+            names = sorted(name for name in os.listdir(self.root) if not name.startswith("."))  # a server's, say
         except OSError as error:
             raise from_os_error(error, f"list the state directory {self.root!r}") from error
         found = []

@@ -1,0 +1,75 @@
+"""Checkpoints as `types.API` names them: a directory for each, in one directory of the caller's or of the bundle."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from libctrd import ids
+from libctrd.errors import from_os_error
+from libctrd.serve.wire import API
+
+_DESCRIPTION = "ctrd-checkpoint.json"
+
+
+class _Description(msgspec.Struct):
+    """What a checkpoint was asked for with."""
+
+    name: str
+    tcp: bool = True
+    shell: bool = False
+    unix_sockets: bool = True
+
+
+_decoder = msgspec.json.Decoder(_Description)
+
+
+def parent(bundle: str, given: str) -> str:
+    """Where they are: in *given*, else in ``checkpoints`` of the bundle."""
+    return os.path.abspath(given) if given else os.path.join(bundle, "checkpoints")
+
+
+def path(bundle: str, given: str, name: str) -> str:
+    """Where one is. Raises `InvalidArgumentError` for a name that would lead elsewhere."""
+    return os.path.join(parent(bundle, given), ids.check(name, "checkpoint name"))
+
+
+def make_parent(path: str) -> None:
+    """Makes the directory that *path* will be in."""
+    above = os.path.dirname(path)
+    try:
+        os.makedirs(above, 0o755, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"make the directory {above!r} for checkpoints") from error
+
+
+def describe(path: str, wanted: Any) -> None:
+    """Writes down what a checkpoint was asked for with."""
+    described = _Description(wanted.name, wanted.tcp, wanted.shell, wanted.unixSockets)
+    name = os.path.join(path, _DESCRIPTION)
+    try:
+        with open(name, "wb") as file:
+            file.write(msgspec.json.encode(described))
+    except OSError as error:
+        raise from_os_error(error, f"write {name!r}") from error
+
+
+def found(directory: str) -> list[Any]:
+    """Those in *directory*. Raises `NotFoundError` when that is not there."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        raise from_os_error(error, f"list the checkpoints in {directory!r}") from error
+    return [_one(directory, name) for name in names]
+
+
+def _one(directory: str, name: str) -> Any:
+    """One that another program has made is told with what is always so."""
+    try:
+        with open(os.path.join(directory, name, _DESCRIPTION), "rb") as file:
+            known = _decoder.decode(file.read())
+    except (OSError, msgspec.MsgspecError):
+        known = _Description(name)
+    return API.Checkpoint(name=name, tcp=known.tcp, shell=known.shell, unixSockets=known.unix_sockets)

@@ -1,0 +1,442 @@
+"""The calls of `types.API`, each done by the local engine (C25). What gRPC has to do with it is in ``server.py``.
+
+A container that came by this API is in the state directory like every other: its record and its ``config.json``, which
+is the caller's with its paths made absolute; and beside them ``served``, what that API wants to hear again. The
+caller's bundle is only read, his fifos are opened where he has made them.
+
+**Order.** The lock of a container's id is held while it is created, while a process is added, and while an exit is
+handled: so its start is told before its end, however soon that comes. An exit is written into the log first, then the
+container is removed, then it is told: whoever hears of it finds the id free, and a server that is killed in between
+finds in the log, when the engine tells the exit anew, that it needs no second line. Signals take no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+
+from libctrd import directory, ids
+from libctrd import spec as specs
+from libctrd.engine.base import CreateRequest, ExecRequest, ProcessSnapshot, Record, Wanted
+from libctrd.engine.local import LocalEngine
+from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
+from libctrd.events import Lanes
+from libctrd.locks import Locks
+from libctrd.serve import checkpoints, wire
+from libctrd.serve.eventlog import Entry, EventLog
+from libctrd.serve.wire import API
+from libctrd.state import INIT, Event
+
+log = logging.getLogger("libctrd")
+
+SERVED: Final = "served"
+VERSION: Final = (0, 2, 3)
+"""What release 0.2.9 says of itself."""
+CHANGE_SECONDS: Final = 10.0
+_CHANGES: Final = {"running": "resume", "paused": "pause"}
+_NO_CONTAINER: Final = "containerd: container not found"
+_NO_PROCESS: Final = "containerd: process not found for container"
+
+
+class Refusal(Exception):
+    """A call that fails: with the status and the text that clients of this API look for."""
+
+    def __init__(self, text: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Service:
+    """`types.API` in front of *engine*. *publish* is called with every event once it is in the log, in their order for
+    a container; it must not wait.
+    """
+
+    def __init__(self, engine: LocalEngine, events: EventLog, revision: str, publish: Callable[[Entry], None]) -> None:
+        self._engine = engine
+        self._events = events
+        self._revision = revision
+        self._publish = publish
+        self._locks = Locks()
+        self._lanes = Lanes("ctrd-serve")
+        # How many pauses and resumes of a container were told: a change is answered after its event.
+        self._told = threading.Condition()
+        self._changes: dict[tuple[str, str], int] = {}
+        engine.subscribe(self._on_event)
+
+    # ---- the beginning and the end -------------------------------------------------------------------------------
+
+    def take_over(self) -> None:
+        """Finds what there is: containers that run are watched, ends that nobody told are told, and what a server that
+        was killed in the middle of a create has left is removed.
+        """
+        for record in self._engine.records():
+            try:
+                with self._locks.holding(record.id):
+                    if self._engine.snapshot(record.id).status == "created":
+                        self._remove(record, force=True)
+                        continue
+                    if self._events.has("start-container", record.id, "", _mark(record)) is None:
+                        self._tell("start-container", record)
+                self._engine.watch(record.id)
+            except CtrdError as error:
+                log.warning("container %s could not be taken over: %s", record.id, error)
+
+    def close(self) -> None:
+        """Handles what has come and lets go of everything; containers run on."""
+        self._lanes.drain(CHANGE_SECONDS)
+        self._lanes.close()
+        self._engine.close()
+        self._events.close()
+
+    # ---- calls ---------------------------------------------------------------------------------------------------
+
+    def get_server_version(self, _: Any) -> Any:
+        """GetServerVersion."""
+        major, minor, patch = VERSION
+        return API.GetServerVersionResponse(major=major, minor=minor, patch=patch, revision=self._revision)
+
+    def create_container(self, request: Any) -> Any:
+        """CreateContainer."""
+        if not request.bundlePath:
+            raise Refusal("empty bundle path")
+        if not os.path.isabs(request.bundlePath):
+            raise Refusal(f"containerd: the bundle path {request.bundlePath!r} is not absolute")
+        ids.check(request.id)
+        spec = specs.resolve(specs.load(request.bundlePath), request.bundlePath)
+        specs.validate(spec)
+        with self._locks.holding(request.id):
+            claim, where = self._claim(request.id)
+            record = None
+            try:
+                arguments = tuple(request.runtimeArgs) if request.runtime else ()
+                wanted = Wanted(request.runtime or None, arguments)
+                record, spec = self._engine.plan(request.id, where, spec, wanted)
+                config = specs.encode(spec)
+                _write(os.path.join(where, "config.json"), config)
+                served = self._describe(request, spec)
+                _write(os.path.join(where, SERVED), served.SerializeToString())
+                self._engine.reserve(record, config)
+            except BaseException:
+                directory.remove_tree(where)
+                raise
+            finally:
+                os.close(claim)
+            checkpoint = ""
+            if request.checkpoint:
+                checkpoint = checkpoints.path(request.bundlePath, request.checkpointDir, request.checkpoint)
+            try:
+                stderr = "" if record.terminal else request.stderr
+                pid = self._engine.create(
+                    CreateRequest(
+                        record,
+                        request.stdin,
+                        request.stdout,
+                        stderr,
+                        no_pivot_root=request.noPivotRoot,
+                        checkpoint=checkpoint,
+                    )
+                )
+            except BaseException:
+                self._remove(record, force=True)
+                raise
+            served.status = "running"
+            served.processes[0].systemPid = pid
+            self._keep(record.id, served)
+            self._tell("start-container", record)
+        return API.CreateContainerResponse(container=served)
+
+    def update_container(self, request: Any) -> Any:
+        """UpdateContainer: with a status the resources do not count."""
+        self._known(request.id)
+        if request.status:
+            if request.status not in _CHANGES:
+                raise Refusal("containerd: unknown container status ")
+            self._change(request.id, _CHANGES[request.status])
+        elif changed := wire.resources(request.resources):
+            with self._locks.holding(request.id):
+                self._engine.update(request.id, specs.check_resources(changed))
+        return API.UpdateContainerResponse()
+
+    def signal(self, request: Any) -> Any:
+        """Signal. It hits the one process."""
+        self._process(request.id, request.pid)
+        if not 0 <= request.signal <= 64:
+            raise Refusal(f"containerd: there is no signal {request.signal}: they go from 1 to 64")
+        try:
+            self._engine.signal(request.id, request.pid, request.signal)
+        except NotFoundError as error:
+            raise Refusal(f"{_NO_PROCESS}: no such process") from error
+        return API.SignalResponse()
+
+    def update_process(self, request: Any) -> Any:
+        """UpdateProcess."""
+        process = self._process(request.id, request.pid)
+        if request.closeStdin:
+            with contextlib.suppress(NotFoundError):  # it has ended since
+                self._engine.close_stdin(request.id, process.name)
+        if request.width > 0 or request.height > 0:
+            if max(request.width, request.height) > 0xFFFF:
+                raise Refusal(f"containerd: no terminal is {request.width} x {request.height}: 65535 is the most")
+            self._engine.resize(request.id, process.name, request.width, request.height)
+        return API.UpdateProcessResponse()
+
+    def add_process(self, request: Any) -> Any:
+        """AddProcess."""
+        if not request.id:
+            raise Refusal("container id cannot be empty")
+        if not request.pid:
+            raise Refusal("process id cannot be empty")
+        if not request.args:
+            raise Refusal("containerd: process without args: name a program at least")
+        ids.check(request.pid, "process id")
+        with self._locks.holding(request.id):
+            record = self._known(request.id)
+            document = wire.document(request)
+            pid = self._engine.exec(
+                ExecRequest(
+                    record, request.pid, document, request.terminal, request.stdin, request.stdout, request.stderr
+                )
+            )
+            served = self._served(record.id)
+            stdio = (request.stdin, request.stdout, request.stderr)
+            served.processes.append(wire.process_of_spec(document, name=request.pid, system_pid=pid, stdio=stdio))
+            self._keep(record.id, served)
+            self._tell("start-process", record, request.pid)
+        return API.AddProcessResponse(systemPid=pid)
+
+    def create_checkpoint(self, request: Any) -> Any:
+        """CreateCheckpoint."""
+        wanted = request.checkpoint
+        if not wanted.name:
+            raise Refusal("checkpoint name cannot be empty")
+        self._known(request.id)
+        path = checkpoints.path(self._bundle(request.id), request.checkpointDir, wanted.name)
+        with self._locks.holding(request.id):
+            checkpoints.make_parent(path)
+            self._engine.checkpoint(request.id, path, not wanted.exit)
+            checkpoints.describe(path, wanted)
+        return API.CreateCheckpointResponse()
+
+    def delete_checkpoint(self, request: Any) -> Any:
+        """DeleteCheckpoint: of one that is not there it is success."""
+        self._known(request.id)
+        if not request.name:
+            raise Refusal("checkpoint name cannot be empty")
+        directory.remove_tree(checkpoints.path(self._bundle(request.id), request.checkpointDir, request.name))
+        return API.DeleteCheckpointResponse()
+
+    def list_checkpoint(self, request: Any) -> Any:
+        """ListCheckpoint."""
+        try:
+            self._known(request.id)
+        except Refusal as error:
+            raise Refusal("no such containers", grpc.StatusCode.NOT_FOUND) from error
+        found = checkpoints.found(checkpoints.parent(self._bundle(request.id), request.checkpointDir))
+        return API.ListCheckpointResponse(checkpoints=found)
+
+    def state(self, request: Any) -> Any:
+        """State: of one container, or of all."""
+        records = [self._known(request.id)] if request.id else self._engine.records()
+        containers = []
+        for record in records:
+            try:
+                containers.append(self._container(record))
+            except NotFoundError:
+                if request.id:
+                    raise Refusal(_NO_CONTAINER) from None
+        return API.StateResponse(containers=containers, machine=wire.machine())
+
+    def stats(self, request: Any) -> Any:
+        """Stats."""
+        self._known(request.id)
+        return wire.stats(self._engine.stats(request.id), wire.host_cpu_time())
+
+    # ---- what they share -----------------------------------------------------------------------------------------
+
+    def _known(self, id: str) -> Record:
+        """The record of a container. `Refusal` when there is none."""
+        try:
+            return self._engine.record(id)
+        except (NotFoundError, InvalidArgumentError) as error:
+            raise Refusal(_NO_CONTAINER) from error
+
+    def _process(self, id: str, name: str) -> ProcessSnapshot:
+        """A process that has not ended. `Refusal` when there is none."""
+        self._known(id)
+        try:
+            for process in self._engine.processes(id):
+                if process.name == name and process.exit is None:
+                    return process
+        except NotFoundError as error:
+            raise Refusal(_NO_CONTAINER) from error
+        raise Refusal(_NO_PROCESS)
+
+    def _change(self, id: str, change: str) -> None:
+        """Pauses or resumes it; returns once that was told, so that the event comes before the answer."""
+        key = (id, change)
+        with self._locks.holding(id):
+            with self._told:
+                before = self._changes.get(key, 0)
+            (self._engine.pause if change == "pause" else self._engine.resume)(id)
+        with self._told:
+            self._told.wait_for(lambda: self._changes.get(key, 0) > before, CHANGE_SECONDS)
+
+    def _claim(self, id: str) -> tuple[int, str]:
+        """Makes the directory of a container; returns its lock and its path. What is left there of one that is not
+        known is removed first. `Refusal` for an id that is in use.
+        """
+        where = os.path.join(self._engine.root, id)
+        try:
+            os.mkdir(where, 0o700)
+        except FileExistsError:
+            try:
+                self._engine.record(id)
+            except NotFoundError:
+                directory.remove_tree(where)
+                return self._claim(id)
+            raise Refusal(f"containerd: container {id} is there already: mkdir {where}: file exists") from None
+        except OSError as error:
+            raise from_os_error(error, f"make the directory of container {id!r}, {where!r}") from error
+        try:
+            return directory.lock(where), where
+        except AlreadyExistsError as error:
+            raise Refusal(f"containerd: container {id} is there already: mkdir {where}: file exists") from error
+
+    def _describe(self, request: Any, spec: dict[str, Any]) -> Any:
+        stdio = (request.stdin, request.stdout, request.stderr)
+        process = wire.process_of_spec(spec.get("process") or {}, name=INIT, system_pid=0, stdio=stdio)
+        return API.Container(
+            id=request.id,
+            bundlePath=request.bundlePath,
+            processes=[process],
+            status="stopped",
+            labels=request.labels,
+            runtime=request.runtime,
+        )
+
+    def _served(self, id: str) -> Any:
+        """What was kept of a container for `State`; of one that came by another way hardly anything."""
+        try:
+            with open(os.path.join(self._engine.root, id, SERVED), "rb") as file:
+                return API.Container.FromString(file.read())
+        except FileNotFoundError:
+            record = self._engine.record(id)
+            process = API.Process(pid=INIT, terminal=record.terminal)
+            return API.Container(id=id, bundlePath=record.bundle, processes=[process], runtime=record.runtime)
+
+    def _keep(self, id: str, served: Any) -> None:
+        path = os.path.join(self._engine.root, id, SERVED)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + ".new")
+        _write(path + ".new", served.SerializeToString())
+        os.rename(path + ".new", path)
+
+    def _bundle(self, id: str) -> str:
+        path = self._served(id).bundlePath
+        assert isinstance(path, str)
+        return path
+
+    def _container(self, record: Record) -> Any:
+        """A container as `State` shows it."""
+        served = self._served(record.id)
+        snapshot = self._engine.snapshot(record.id)
+        running = {process.name: process for process in self._engine.processes(record.id) if process.exit is None}
+        kept = [process for process in served.processes if process.pid in running or process.pid == INIT]
+        for process in kept:
+            process.systemPid = running[process.pid].pid if process.pid in running else 0
+        del served.processes[:]
+        served.processes.extend(kept)
+        served.status = "running" if snapshot.status in ("running", "paused") else "stopped"
+        if served.status == "running":
+            with contextlib.suppress(CtrdError):  # it has just ended, or has no cgroup to be looked at
+                served.pids.extend(self._engine.pids(record.id))
+        return served
+
+    def _remove(self, record: Record, force: bool = False) -> None:
+        """Frees what the engine holds of a container, and removes its directory."""
+        where = os.path.join(self._engine.root, record.id)
+        self._engine.delete(record.id, force)
+        self._engine.release(record.id)
+        directory.remove_tree(where)
+
+    # ---- events --------------------------------------------------------------------------------------------------
+
+    def _tell(self, kind: str, record: Record, pid: str = "", status: int = 0) -> None:
+        self._publish(self._events.append(kind, record.id, pid, status, _mark(record)))
+
+    def _on_event(self, event: Event) -> None:
+        """Called by the engine's thread, which must not wait."""
+        self._lanes.submit(event.id, lambda: self._handle(event))
+
+    def _handle(self, event: Event) -> None:
+        with self._locks.holding(event.id):
+            try:
+                record = self._engine.record(event.id)
+            except CtrdError:
+                log.debug("event %s of container %s, which is gone", event.type, event.id)
+                return
+            if event.type == "exit" and event.process != INIT:
+                self._process_exited(record, event)
+            elif event.type == "exit":
+                self._exited(record, event)
+            elif event.type in ("pause", "resume", "oom"):
+                self._tell(event.type, record)
+        if event.type in ("pause", "resume"):
+            with self._told:
+                self._changes[event.id, event.type] = self._changes.get((event.id, event.type), 0) + 1
+                self._told.notify_all()
+
+    def _process_exited(self, record: Record, event: Event) -> None:
+        entry = self._exit_entry(record, event)
+        try:
+            self._engine.delete_process(record.id, event.process)
+            served = self._served(record.id)
+            left = [process for process in served.processes if process.pid != event.process]
+            del served.processes[:]
+            served.processes.extend(left)
+            self._keep(record.id, served)
+        except (CtrdError, OSError) as error:
+            log.warning("process %s of container %s has ended, but: %s", event.process, record.id, error)
+        self._publish(entry)
+
+    def _exited(self, record: Record, event: Event) -> None:
+        entry = self._exit_entry(record, event)
+        try:
+            self._remove(record)
+        except CtrdError as error:
+            log.warning("container %s has ended and is removed by force: %s", record.id, error)
+            try:
+                self._remove(record, force=True)
+            except CtrdError as left:
+                log.error("container %s has ended and could not be removed: %s", record.id, left)
+        with self._told:
+            for change in ("pause", "resume"):  # an end is the end of every wait for a change
+                self._changes.pop((record.id, change), None)
+            self._told.notify_all()
+        self._publish(entry)
+
+    def _exit_entry(self, record: Record, event: Event) -> Entry:
+        """Its line in the log: that of before, when a server wrote it and was killed before it could tell it."""
+        mark, code = _mark(record), event.status.code if event.status is not None else 255
+        return self._events.has("exit", record.id, event.process, mark) or self._events.append(
+            "exit", record.id, event.process, code, mark
+        )
+
+
+def _mark(record: Record) -> str:
+    """What tells a container from others of its id."""
+    return record.created_at.isoformat()
+
+
+def _write(path: str, data: bytes) -> None:
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
+            file.write(data)
+    except OSError as error:
+        raise from_os_error(error, f"write {path!r}") from error
