@@ -108,5 +108,5 @@ def test_a_place_that_cannot_be_is_another_or_a_clear_error(place: str, tmp_path
     other.close()
     os.unlink(f"{state}.readers")
     os.symlink(tmp_path / "target", f"{state}.readers")
-    with pytest.raises(InvalidArgumentError, match="state.readers"):
+    with pytest.raises(InvalidArgumentError, match=r"state\.readers"):
         Owners(state)
