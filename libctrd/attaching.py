@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
 from libctrd.process import Process
+from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, STREAMS, Callback, Choice, Stdio, Streams
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def attach(container: Container, name: str, streams: Choice | Stdio | Callback, 
     except BaseException:
         process.detach()
         raise
-    if name == "init" and not process.pid:
+    if name == INIT and not process.pid:
         process.pid = client._engine.snapshot(told.id).pid
     return process
 

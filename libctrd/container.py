@@ -235,7 +235,7 @@ class Container:
         `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
         told = self
-        if self._exit is None and not self._processes:
+        if self._exit is None and not self._processes and not self._owned:
             self._require_started()
             told = self._client._watch(self)
         # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
