@@ -125,8 +125,9 @@ NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich", "urllib3")
 
 def texts() -> dict[str, str]:
     """Every file of the project that was written by hand, by its name in the clone; no test data, nothing built."""
-    found = [ROOT / name for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md")]
-    for directory in ("docs", "libctrd", "pyx", "tests", "tools", ".ci"):
+    texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md")
+    found = [ROOT / name for name in ("setup.py", "pyproject.toml", "MANIFEST.in", *texts)]
+    for directory in ("libctrd", "pyx", "tests", "tools", ".ci"):
         found += [path for path in (ROOT / directory).rglob("*") if path.is_file()]
     generated = {ROOT / "pyx" / f"{module}.c" for module in COMPILED}
     return {

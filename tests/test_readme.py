@@ -1,5 +1,4 @@
-"""The README keeps its word, and so do the documents it leads to: every example is run as it stands, and prints what is
-shown after it.
+"""The README keeps its word: every example in it is run as it stands, and prints what is shown after it.
 
 A ``python`` block runs in an interpreter of its own, a ``console`` block in one bash: a line that begins with ``$``
 is a command, the lines after it are its output. What a ``text`` block after a ``python`` block holds is that one's
@@ -27,8 +26,7 @@ import libctrd
 pytestmark = pytest.mark.local("an example says itself which engine it is for")
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ctrd.md")}
-README = TEXTS["README.md"]
+README = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "EXAMPLES.md"))
 SECONDS = 60
 
 
@@ -36,32 +34,26 @@ class Block(NamedTuple):
     language: str
     text: str
     shown: str
-    place: str
+    line: int
 
 
 def blocks() -> list[Block]:
-    """The fenced blocks of the README, then those of the documents it leads to."""
-    return [block for name, text in TEXTS.items() for block in blocks_of(name, text)]
-
-
-def blocks_of(name: str, document: str) -> list[Block]:
-    """Its fenced blocks in their order; a ``text`` block belongs to the one right before it."""
+    """The fenced blocks of the README in their order; a ``text`` block belongs to the one right before it."""
     found: list[Block] = []
     end_of_last = 0
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
         language, text = match[1], match[2]
-        between = document[end_of_last : match.start()]
+        between = README[end_of_last : match.start()]
         end_of_last = match.end()
         if language == "text" and found and not between.strip():
             found[-1] = found[-1]._replace(shown=text)
         else:
-            line = document.count("\n", 0, match.start()) + 1
-            found.append(Block(language, text, "", f"{Path(name).stem}-line{line}"))
+            found.append(Block(language, text, "", README.count("\n", 0, match.start()) + 1))
     return found
 
 
 def of_language(language: str) -> list[object]:
-    return [pytest.param(block, id=block.place) for block in blocks() if block.language == language]
+    return [pytest.param(block, id=f"line{block.line}") for block in blocks() if block.language == language]
 
 
 @pytest.fixture
@@ -159,9 +151,5 @@ def test_no_block_is_of_a_kind_that_is_not_run() -> None:
     assert {block.language for block in blocks()} <= {"python", "console", "sh", "text"}
 
 
-def test_the_documents_fit_in_their_lines() -> None:
-    assert [line for text in TEXTS.values() for line in text.split("\n") if len(line) > 120] == []
-
-
-def test_the_readme_leads_to_each_document() -> None:
-    assert [name for name in TEXTS if name != "README.md" and f"]({name})" not in README] == []
+def test_the_readme_fits_in_its_lines() -> None:
+    assert [line for line in README.split("\n") if len(line) > 120] == []
