@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,7 @@ class Further(Orphans):
         """See `Engine.exec`. The shim keeps 63 of them, ended ones that nobody has collected included."""
         id, name = request.record.id, request.process
         where = self._directory(id)
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         document = os.path.join(where, f"exec-{token}.json")
         flags = "t" if request.terminal else "-"
         with self._lock:

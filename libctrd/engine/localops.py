@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -88,7 +87,7 @@ class LocalOperations(Further):
         runtime = self.record(id).runtime
         criu.require(runtime)
         criu.prepare(id, path)
-        work = os.path.join(self._directory(id), f"criu-{secrets.token_hex(8)}")
+        work = os.path.join(self._directory(id), f"criu-{os.urandom(8).hex()}")
         try:
             os.mkdir(work, 0o700)
             self._call(id, "checkpoint", *criu.words(path, work, runtime=runtime, leave_running=leave_running))
@@ -110,7 +109,7 @@ class LocalOperations(Further):
     @contextlib.contextmanager
     def _file(self, id: str, kind: str, data: bytes) -> Iterator[str]:
         """A file in the container's directory for the time of a call."""
-        path = os.path.join(self._directory(id), f"{kind}-{secrets.token_hex(8)}")
+        path = os.path.join(self._directory(id), f"{kind}-{os.urandom(8).hex()}")
         write_new(path, data)
         try:
             yield path
