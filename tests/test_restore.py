@@ -15,7 +15,7 @@ from field_kit import killed, python, said
 from fifo_kit import until
 
 import libctrd
-from libctrd import DETACHED, PIPE, restoring
+from libctrd import DETACHED, NULL, PIPE, restoring
 from libctrd.client import Client
 from libctrd.engine.base import Snapshot
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -98,6 +98,15 @@ def test_nothing_of_what_it_prints_meanwhile_is_lost(
     assert capfd.readouterr().out == everything[100_000:]
 
 
+def test_output_that_is_not_wanted_holds_up_nothing(
+    client: Client, leave: Callable[..., int], state_dir: str
+) -> None:  # C22, C28
+    leave("echo x; yes | head -c 3000000; yes | head -c 3000000 >&2; exit 22", 2)
+    container = client.restore("web", stdio=NULL)
+    assert container.wait(WAIT).code == 22
+    nothing_left(state_dir)
+
+
 def test_the_callback_comes_before_the_report_and_a_missed_pause_after_it(
     client: Client, leave: Callable[..., int]
 ) -> None:  # C22
@@ -118,8 +127,8 @@ def test_the_callback_comes_before_the_report_and_a_missed_pause_after_it(
     container = client.restore("web", stdio=callback)
     assert order == ["callback", "restore", "pause"]
     assert container.status == "paused"
-    container.signal("TERM")
     container.resume(WAIT)
+    container.signal("TERM")
     assert container.wait(WAIT).code == 3
     assert order == ["callback", "restore", "pause", "resume", "exit"]
     pipes[0].close()
