@@ -17,7 +17,7 @@ from libctrd import attaching, directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, terminal_size
 from libctrd.changes import Changes
-from libctrd.engine.base import Record, Unattended, started_already
+from libctrd.engine.base import ProcessSnapshot, Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -334,6 +334,12 @@ class Container:
         if process is None:
             raise NotFoundError(f"container {self.id!r} has no process {name!r} of this client")
         return process
+
+    def processes(self) -> list[ProcessSnapshot]:
+        """Its processes by name, ``init`` first, those that have ended and were not collected included: all that the
+        engine knows of. None of one that was not started. Takes no lock.
+        """
+        return self._client._engine.processes(self.id)
 
     def pids(self) -> list[int]:
         """The system pids of all processes in it. Takes no lock (C18)."""
