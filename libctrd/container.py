@@ -13,7 +13,7 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from libctrd import attaching, directory, ids, proc, starting
+from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, terminal_size
 from libctrd.changes import Changes
@@ -325,6 +325,8 @@ class Container:
         output, `InvalidArgumentError` when it has no stream for anybody.
         """
         seconds_of(drain_timeout, "drain_timeout=")
+        from libctrd import attaching  # the rare case
+
         with self._client._locked(self.id):
             return attaching.attach(self, process, stdio, drain_timeout)
 
