@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from libctrd import relay
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
 from libctrd.process import Process
+from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, STREAMS, Callback, Choice, Stdio, Streams
 
 if TYPE_CHECKING:
@@ -51,20 +53,24 @@ def attach(container: Container, name: str, streams: Choice | Stdio | Callback, 
     except BaseException:
         process.detach()
         raise
-    if name == "init" and not process.pid:
+    if name == INIT and not process.pid:
         process.pid = client._engine.snapshot(told.id).pid
     return process
 
 
-def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback) -> None:
-    """Gives *process* the streams that *ends* names, as far as they are wanted. When this raises it has none."""
+def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback, *, discard: bool = False) -> None:
+    """Gives *process* the streams that *ends* names, as far as they are wanted. When this raises it has none.
+
+    With *discard* an output for which `NULL` is chosen is read all the same, and thrown away: nobody else will.
+    """
     taken = Streams(streams, ends.terminal)
     left = dict(ends.passed)
     opened: dict[str, Fifo] = {}
     try:
         for stream, choice in zip(STREAMS, taken.chosen, strict=True):
             path = ends.paths.get(stream)
-            if not path or choice in (NULL, DETACHED):
+            unwanted = choice is NULL and discard and stream != "stdin"
+            if not path or (choice in (NULL, DETACHED) and not unwanted):
                 continue
             if stream in left:
                 opened[stream] = adopt_fifo(left.pop(stream), path)
@@ -72,8 +78,11 @@ def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback) ->
                 opened[stream] = open_fifo(path, (os.O_WRONLY if stream == "stdin" else os.O_RDONLY) | os.O_NONBLOCK)
                 if stream != "stdin":
                     _see_a_writer(opened[stream])
+            if unwanted:
+                taken.pumps.append(relay.discard(opened.pop(stream)))
         process.take(ends, taken, opened)
     except BaseException:
+        taken.close()
         for fifo in opened.values():
             fifo.close()
         ends.close()

@@ -209,11 +209,14 @@ class Client(Telling):
     ) -> Container:
         """Takes over a container whose client has gone, and is its owner from then on: it reads and cleans (C22).
 
-        One that runs goes on: its streams are opened as *stdio* says (see `Container.start`), ``restore`` is reported
-        with its pid, and then a pause that it is in. What it printed meanwhile comes first. With ``live=False`` its
-        output is thrown away and it is ended: by SIGTERM, after 10 s by SIGKILL; when 2 s later it still runs it is
-        given up, and 255 reported. One that has ended by now is cleaned, once what is left of its output was read, and
-        its exit is reported, with 255 when nobody knows the code. `Container.wait` gives that in each case.
+        One that runs goes on: its streams are opened as *stdio* says (see `Container.start`; an output that is `NULL`
+        is thrown away, an input left as it is), ``restore`` is reported with its pid, and then a pause that it is in.
+        What it printed meanwhile comes first. Further processes in it keep their output for `Container.attach`.
+
+        With ``live=False`` its output is thrown away and it is ended: by SIGTERM, after 10 s by SIGKILL; when 2 s later
+        it still runs it is given up, and 255 reported. One that has ended by now is cleaned, once what is left of its
+        output was read, and its exit is reported, with 255 when nobody knows the code. `Container.wait` gives that in
+        each case.
 
         Raises `NotFoundError` when there is no such container, `AlreadyExistsError` when it is this client's already or
         that of another which lives, `InvalidArgumentError` for one that was never started, and what the callback, the

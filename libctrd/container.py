@@ -13,11 +13,11 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from libctrd import attaching, directory, ids, proc, starting
+from libctrd import directory, ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, terminal_size
 from libctrd.changes import Changes
-from libctrd.engine.base import Record, Unattended, started_already
+from libctrd.engine.base import ProcessSnapshot, Record, Unattended, started_already
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -235,7 +235,7 @@ class Container:
         `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
         told = self
-        if self._exit is None and not self._processes:
+        if self._exit is None and not self._processes and not self._owned:
             self._require_started()
             told = self._client._watch(self)
         # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
@@ -325,6 +325,8 @@ class Container:
         output, `InvalidArgumentError` when it has no stream for anybody.
         """
         seconds_of(drain_timeout, "drain_timeout=")
+        from libctrd import attaching  # the rare case
+
         with self._client._locked(self.id):
             return attaching.attach(self, process, stdio, drain_timeout)
 
@@ -334,6 +336,12 @@ class Container:
         if process is None:
             raise NotFoundError(f"container {self.id!r} has no process {name!r} of this client")
         return process
+
+    def processes(self) -> list[ProcessSnapshot]:
+        """Its processes by name, ``init`` first, those that have ended and were not collected included: all that the
+        engine knows of. None of one that was not started. Takes no lock.
+        """
+        return self._client._engine.processes(self.id)
 
     def pids(self) -> list[int]:
         """The system pids of all processes in it. Takes no lock (C18)."""

@@ -29,6 +29,10 @@ def shared_file() -> str:
     return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"ctrd-{os.geteuid()}.readers")
 
 
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 class Owners:
     """The locks of one client, whose containers lie in the directory *root*. On a system without them, none."""
 
@@ -36,11 +40,14 @@ class Owners:
         self._root = root
         self._fd = -1
         if _SET is not None:
-            path = shared_file()
             try:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise from_os_error(error, f"open {path!r}, which says who reads which container") from error
+                self._fd = _open(shared_file())
+            except OSError:  # a system without a /run to write to, say: then all clients of that directory meet here
+                path = f"{root}.readers"
+                try:
+                    self._fd = _open(path)
+                except OSError as error:
+                    raise from_os_error(error, f"open {path!r}, which says who reads which container") from error
 
     def take(self, record: Record, process: str) -> None:
         """From now on this client is the reader of that process. Taking it again is fine.
@@ -72,7 +79,7 @@ class Owners:
         except OSError as error:
             if error.errno == errno.EACCES:  # or EAGAIN: POSIX leaves it open which of them it is
                 raise BlockingIOError(*error.args) from error
-            raise from_os_error(error, f"lock a place in {shared_file()!r} (fcntl)") from error
+            raise from_os_error(error, "lock the place that says who reads a container (fcntl)") from error
 
     def close(self) -> None:
         """Lets go of them all. Idempotent."""

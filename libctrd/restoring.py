@@ -152,7 +152,7 @@ def _connect(container: Container, stdio: Choice | Stdio | Callback, drain_timeo
     ends = container._client._engine.attach(container.id, INIT)
     init = Process(container, INIT, container._record.terminal, DETACHED, drain_timeout)
     init.came_later = True
-    attaching.connect(init, ends, stdio)
+    attaching.connect(init, ends, stdio, discard=True)
     container._processes[INIT] = init
     if init.streams.callback is not None:
         init.streams.callback(init.streams.pipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import termios
@@ -42,6 +43,30 @@ def test_without_i_its_input_stays_open(ctrd: Ctrd) -> None:
     done = ctrd("attach", "-i", id, input=b"it\n")
     assert (done.returncode, done.stdout) == (3, b"got it\n")
     assert ctrd("rm", id).returncode == 0
+
+
+def test_a_further_process_is_shown_and_found_by_its_name(ctrd: Ctrd) -> None:
+    id = ctrd.detached("sleep 1000")
+    try:
+        assert ctrd("exec", "-d", "--name", "beside", id, "sleep", "1000").stdout == b"beside\n"
+        (known,) = json.loads(ctrd("inspect", id).stdout)
+        assert known["processes"][0]["name"] == "init"
+        assert known["processes"][0]["pid"] == known["pid"]
+        said = ctrd.failure(ctrd("attach", "--process", "beside", id))
+        assert "no stream to attach to" in said
+        script = "echo ready; read x; echo got $x; exit 6"
+        running = ctrd.popen("exec", "-i", "--name", "held", id, "sh", "-c", script, stdin=subprocess.PIPE)
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\n"
+        assert "another client" in ctrd.failure(ctrd("attach", "--process", "held", id))
+        running.kill()
+        running.wait()
+        assert running.stdin is not None
+        running.stdin.close()
+        done = ctrd("attach", "-i", "--process", "held", id, input=b"it\n")
+        assert (done.returncode, done.stdout) == (6, b"got it\n")
+    finally:
+        assert ctrd("rm", "-f", id).returncode == 0
 
 
 def test_signals_go_on_to_it_or_leave_it(ctrd: Ctrd) -> None:

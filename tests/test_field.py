@@ -335,7 +335,7 @@ def test_a_container_that_ends_before_its_start_has_returned_is_a_normal_start(
     wrapper.write_text(
         f'#!/bin/sh\n{client.info().runtime} "$@"; code=$?\n'
         'while [ "$1" != --version ] && [ $# -gt 1 ]; do [ "$1" = --pid-file ] && pid=$(cat "$2"); shift; done\n'
-        'while [ -n "$pid" ] && [ -e /proc/$pid ] && ! grep -q "^State:.Z" /proc/$pid/status 2>&1; do :; done\n'
+        'while [ -n "$pid" ] && [ -e /proc/$pid ] && ! grep -q "^State:.Z" /proc/$pid/status 2>/dev/null; do :; done\n'
         "exit $code\n"
     )
     wrapper.chmod(0o755)

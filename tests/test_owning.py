@@ -97,11 +97,16 @@ def test_the_file_is_this_users_alone(one: Owners, place: str) -> None:
     assert os.stat(place).st_mode & 0o777 == 0o600
 
 
-def test_a_place_that_cannot_be_is_a_clear_error(place: str, tmp_path: Path) -> None:
-    os.symlink(tmp_path / "target", place)
-    with pytest.raises(InvalidArgumentError, match="readers"):
-        Owners("/state")
-    os.unlink(place)
+def test_a_place_that_cannot_be_is_another_or_a_clear_error(place: str, tmp_path: Path) -> None:
     os.mkdir(place)
-    with pytest.raises(InvalidArgumentError, match="readers"):
-        Owners("/state")
+    state = str(tmp_path / "state")
+    one, other = Owners(state), Owners(state)  # beside the state directory then
+    one.take(record("web"), "init")
+    with pytest.raises(AlreadyExistsError):
+        other.take(record("web"), "init")
+    one.close()
+    other.close()
+    os.unlink(f"{state}.readers")
+    os.symlink(tmp_path / "target", f"{state}.readers")
+    with pytest.raises(InvalidArgumentError, match=r"state\.readers"):
+        Owners(state)

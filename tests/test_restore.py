@@ -15,10 +15,11 @@ from field_kit import killed, python, said
 from fifo_kit import until
 
 import libctrd
-from libctrd import DETACHED, PIPE, restoring
+from libctrd import DETACHED, NULL, PIPE, restoring
 from libctrd.client import Client
+from libctrd.engine.base import Snapshot
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from libctrd.state import StateInfo
+from libctrd.state import Event, ExitStatus, StateInfo
 
 Make = Callable[..., dict[str, Any]]
 
@@ -97,6 +98,15 @@ def test_nothing_of_what_it_prints_meanwhile_is_lost(
     assert capfd.readouterr().out == everything[100_000:]
 
 
+def test_output_that_is_not_wanted_holds_up_nothing(
+    client: Client, leave: Callable[..., int], state_dir: str
+) -> None:  # C22, C28
+    leave("echo x; yes | head -c 3000000; yes | head -c 3000000 >&2; exit 22", 2)
+    container = client.restore("web", stdio=NULL)
+    assert container.wait(WAIT).code == 22
+    nothing_left(state_dir)
+
+
 def test_the_callback_comes_before_the_report_and_a_missed_pause_after_it(
     client: Client, leave: Callable[..., int]
 ) -> None:  # C22
@@ -117,8 +127,8 @@ def test_the_callback_comes_before_the_report_and_a_missed_pause_after_it(
     container = client.restore("web", stdio=callback)
     assert order == ["callback", "restore", "pause"]
     assert container.status == "paused"
-    container.signal("TERM")
     container.resume(WAIT)
+    container.signal("TERM")
     assert container.wait(WAIT).code == 3
     assert order == ["callback", "restore", "pause", "resume", "exit"]
     pipes[0].close()
@@ -259,6 +269,62 @@ def test_one_that_does_not_even_end_on_sigkill_is_given_up(
     assert [(info.type, info.exit_code) for _, info in recorder.told] == [("exit", 255)]
     monkeypatch.undo()
     client.get("web").clean(force=True)
+
+
+@pytest.mark.parametrize(
+    ("events", "code"),
+    [
+        ([None], 255),
+        (["pause", "pause", 42], 42),
+        (["resume"], 255),
+        ([41], 41),
+    ],
+    ids=str,
+)
+def test_where_an_engine_keeps_events_the_exit_is_waited_for(
+    any_client: Client, spec: Make, state_dir: str, monkeypatch: pytest.MonkeyPatch, events: list[Any], code: int
+) -> None:  # C22
+    """If some other event is there: every 100 ms for up to 10 s, which are shorter here."""
+    monkeypatch.setattr(restoring, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(restoring, "EXIT_SECONDS", 0.2)
+    container = any_client.create("web", spec("exit 1"))
+    container.start(DETACHED)
+    container.wait(WAIT)
+    engine: Any = any_client._engine
+    left = list(events)
+
+    def last_event(id: str) -> Event | None:
+        event = left.pop(0) if len(left) > 1 else left[0]
+        if event is None or isinstance(event, str):
+            return event and Event(id, event)  # type: ignore[arg-type, return-value]
+        return Event(id, "exit", status=ExitStatus(event))
+
+    monkeypatch.setattr(engine, "last_event", last_event)
+    monkeypatch.setattr(engine, "snapshot", lambda id: Snapshot("stopped", exit=ExitStatus(255, known=False)))
+    restored = any_client.restore("web", live=False)
+    assert restored.wait(WAIT).code == code
+    monkeypatch.undo()
+    nothing_left(state_dir)
+
+
+def test_of_one_that_the_engine_has_forgotten_nobody_knows_the_code(
+    any_client: Client, spec: Make, state_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C22
+    container = any_client.create("web", spec("exit 1"))
+    container.start(DETACHED)
+    container.wait(WAIT)
+    engine: Any = any_client._engine
+
+    def forgotten(id: str) -> Snapshot:
+        raise NotFoundError(f"no such container: {id}")
+
+    monkeypatch.setattr(engine, "snapshot", forgotten)
+    monkeypatch.setattr(engine, "last_event", lambda id: None)
+    restored = any_client.restore("web", live=False)
+    assert restored.wait(WAIT).code == 255
+    monkeypatch.undo()
+    any_client._engine.delete("web", force=True)
+    nothing_left(state_dir)
 
 
 @pytest.fixture

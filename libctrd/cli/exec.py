@@ -18,7 +18,7 @@ from libctrd.cli.group import Settings
 @click.option("-w", "--cwd", metavar="DIR", help="Where it starts, in the container. [default: as the container]")
 @click.option("-u", "--user", metavar="UID[:GID]", help="Who it runs as, by number. [default: as the container]")
 @click.option("--name", metavar="NAME", help="Its name. [default: a fresh one]")
-@click.argument("id", metavar="ID")
+@options.ID_ARGUMENT
 @options.ARGUMENTS
 @click.pass_obj
 def command(

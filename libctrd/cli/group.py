@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "spec": "Print a spec to begin with, or check one.",
     "info": "Show the engine and its OCI runtime.",
     "version": "Show the version of ctrd.",
+    "completion": "Print what a shell needs to complete ctrd.",
 }
 """Each command, in the order of a container's life. It is ``command`` in the module of its name."""
 
@@ -136,6 +137,11 @@ def _log(debug: bool) -> None:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Runs the command that *arguments* name; returns its exit code. Bad usage is one line, as every failure is."""
+    asked = os.environ.get("_CTRD_COMPLETE")
+    if asked:
+        from libctrd.cli.completion import answer
+
+        return answer(asked)
     context: Any = None
     try:
         with ctrd.make_context("ctrd", list(arguments)) as context:

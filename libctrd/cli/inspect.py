@@ -24,8 +24,10 @@ def command(settings: Settings, ids: tuple[str, ...]) -> int:
             container = client.get(id)
             known: dict[str, Any] = msgspec.to_builtins(container.info())
             found.append(known)
+            known["processes"] = None
             known["spec"] = None  # and so it stays when its config.json was spoilt, which is then told
             known["spec"] = container.spec()
+            known["processes"] = msgspec.to_builtins(container.processes())
 
         code = output.for_each(ids, look)
     output.write_json(found)

@@ -58,8 +58,17 @@ SPEC: Final = (
 )
 ARGUMENTS: Final = click.argument("args", metavar="[--] [ARG]...", nargs=-1, type=click.UNPROCESSED)
 ID: Final = click.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
-ID_ARGUMENT: Final = click.argument("id", metavar="ID")
-IDS: Final = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+
+
+def _ids(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from libctrd.cli.completion import ids  # when a shell asks
+
+    return ids(context, parameter, begun)
+
+
+ID_ARGUMENT: Final = click.argument("id", metavar="ID", shell_complete=_ids)
+IDS: Final = click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=_ids)
+MAYBE_IDS: Final = click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=_ids)
 FORMAT: Final = click.option("--format", type=click.Choice(["table", "json"]), help="The same as ctrd --format.")
 INTERACTIVE: Final = click.option(
     "-i", "--interactive", is_flag=True, help="Our input is its input. [default: it has none]"

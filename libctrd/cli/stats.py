@@ -31,7 +31,7 @@ FIRST_SECONDS: Final = 0.25
     "--interval", metavar="SECONDS", type=click.FloatRange(0.1, 3600), default=1.0, help="How often. [default: 1]"
 )
 @options.FORMAT
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@options.MAYBE_IDS
 @click.pass_obj
 def command(
     settings: Settings, ids: tuple[str, ...], no_stream: bool, interval: float, format: str | None

@@ -94,7 +94,7 @@ class Exits:
         self._closing = threading.Event()
         self._stream: Any = None
         self._marker = f"/libctrd/{ids.generate()}"
-        self._everything = False
+        self._everything = self._hears_starts = False
         self._started_here: dict[str, int] = {}
         self._state_dir: str | None = None
 
@@ -247,7 +247,8 @@ class Exits:
         """The stream of events, from an event of ours on, which is published until it has come back."""
         package = protos.package("containerd.services.events.v1")
         namespace = self._channel.namespace
-        starts = "|start|exec-started" if self._everything else ""
+        self._hears_starts = self._everything
+        starts = "|start|exec-started" if self._hears_starts else ""
         topics = f"^({self._marker}|/tasks/(exit|oom|paused|resumed{starts}))$"
         request = package.SubscribeRequest(filters=[f'namespace=={namespace},topic~="{topics}"'])
         self._stream = self._channel.stream(f"{EVENTS}/Subscribe", request, doing="read the events of containerd")
@@ -305,6 +306,9 @@ class Exits:
             self._ready.clear()
             stream.cancel()
         self.subscribed()
+        while not self._hears_starts:  # what came last from the stream before
+            self._closing.wait(CONFIRM_SECONDS)
+            self.subscribed()
 
     def starts_here(self, id: str, pid: int) -> None:
         """That process is the container's that this client is about to start: its start is told by who called."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from libctrd.engine import shim
 from libctrd.engine.base import Ends, how_it_is
-from libctrd.engine.newcomers import Newcomers
 from libctrd.errors import CtrdError, NotFoundError
 from libctrd.state import INIT, Event
 from libctrd.stdio import STREAMS
@@ -20,6 +19,7 @@ from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
     from libctrd.engine.base import ProcessSnapshot, Record, Sink, Snapshot
+    from libctrd.engine.newcomers import Newcomers as _Newcomers
     from libctrd.reactor import Reactor
 
 log = logging.getLogger("libctrd")
@@ -45,7 +45,7 @@ class Latecomer:
         def _directory(self, id: str) -> str: ...
 
     def __init__(self) -> None:
-        self._newcomers: Newcomers | None = None
+        self._newcomers: _Newcomers | None = None
         # Both guarded by the engine's lock: those that this client starts just now, and those of which a start is to be
         # told once their shim says that they run.
         self._starting: set[str] = set()
@@ -53,6 +53,8 @@ class Latecomer:
 
     def watch_all(self) -> None:
         """See `Engine.watch_all`."""
+        from libctrd.engine.newcomers import Newcomers  # the rare case
+
         newcomers: Newcomers | None = Newcomers(self.root, self._reactor, self._found)
         with self._lock:
             if self._newcomers is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from libctrd import ids
 from libctrd.engine import shim
-from libctrd.errors import CtrdError, NotFoundError
+from libctrd.errors import CtrdError, NotFoundError, from_os_error
 from libctrd.inotify import CREATE, DIRECTORY, IGNORED, MOVED_TO, OVERFLOW, Inotify
 from libctrd.reactor import Reactor
 
@@ -32,7 +32,7 @@ class Newcomers:
         self._inotify = Inotify()
         try:
             self._top = self._inotify.add(root, CREATE | MOVED_TO)
-            for name in os.listdir(root):
+            for name in self._list():
                 if not shim.was_started(os.path.join(root, name)):
                     self._enter(name)
         except BaseException:
@@ -75,9 +75,15 @@ class Newcomers:
         for watch, name in list(self._waiting.items()):
             if os.path.lexists(os.path.join(self._root, name, shim.SOCKET)):
                 self._starts(watch)
-        for name in os.listdir(self._root):
+        for name in self._list():
             if name not in known:
                 self._enter(name)
+
+    def _list(self) -> list[str]:
+        try:
+            return os.listdir(self._root)
+        except OSError as error:
+            raise from_os_error(error, f"list the state directory {self._root!r}") from error
 
     def close(self) -> None:
         """Calls no more."""

@@ -4,6 +4,10 @@ A file of JSON lines. Some hundreds of events are kept; when there are twice as 
 in the place of the old one at once. A line that was cut off, as the last one is when the server was killed in the
 middle of it, is left out. What is written survives the server, however it ends; it is not forced to the disk, for when
 the host goes down its containers go too.
+
+What takes two steps is promised first: an exit is written down, then what the container held is removed, then it is an
+event, with the time of that moment. So whoever has read all events up to a time has missed none before it, and a
+promise that no event followed, for the server was killed in between, is found by the next one.
 """
 
 from __future__ import annotations
@@ -36,6 +40,12 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     pid: str = ""
     status: int = 0
     mark: str = ""
+    promised: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What it is about: one promise and one event have it in common."""
+        return self.type, self.id, self.pid, self.mark
 
 
 class _Head(msgspec.Struct):
@@ -60,6 +70,7 @@ class EventLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: deque[Entry] = deque(maxlen=keep)
+        self._promises: dict[tuple[str, str, str, str], Entry] = {}
         self._lines = 0
         self._read()
         self._fd = -1
@@ -85,7 +96,7 @@ class EventLog:
         damaged = 0
         for line in filter(None, lines[1:]):
             try:
-                self._entries.append(_entry.decode(line))
+                self._take(_entry.decode(line))
             except msgspec.MsgspecError:
                 damaged += 1
         if damaged:
@@ -94,7 +105,8 @@ class EventLog:
     def _rewrite(self) -> None:
         """Puts a file with what is kept in the place of the old one, and appends to that from now on."""
         temporary = self._path + ".new"
-        lines = [msgspec.json.encode(_Head(VERSION)), *map(msgspec.json.encode, self._entries)]
+        kept = sorted([*self._entries, *self._promises.values()], key=lambda entry: entry.at)
+        lines = [msgspec.json.encode(_Head(VERSION)), *map(msgspec.json.encode, kept)]
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
@@ -108,7 +120,14 @@ class EventLog:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
-        self._lines = len(self._entries)
+        self._lines = len(kept)
+
+    def _take(self, entry: Entry) -> None:
+        if entry.promised:
+            self._promises[entry.key] = entry
+        else:
+            self._promises.pop(entry.key, None)
+            self._entries.append(entry)
 
     def append(self, type: str, id: str, pid: str = "", status: int = 0, mark: str = "") -> Entry:
         """Writes down one event, and returns it with its time: later than every one before, whatever the clock says.
@@ -116,10 +135,22 @@ class EventLog:
         A disk that takes no more is told in the log, and the event counts all the same: nobody may miss an exit for
         that.
         """
+        return self._append(type, id, pid, status, mark, promised=False)
+
+    def promise(self, type: str, id: str, pid: str = "", status: int = 0, mark: str = "") -> Entry:
+        """Writes down that there will be this event. Nobody is shown it; `promises` are those that are still open."""
+        return self._append(type, id, pid, status, mark, promised=True)
+
+    def promises(self) -> list[Entry]:
+        """Those that no event has followed yet."""
+        with self._lock:
+            return list(self._promises.values())
+
+    def _append(self, type: str, id: str, pid: str, status: int, mark: str, *, promised: bool) -> Entry:
         with self._lock:
             last = self._entries[-1].at if self._entries else 0
-            entry = Entry(type, id, max(self._clock(), last + 1), pid, status, mark)
-            self._entries.append(entry)
+            entry = Entry(type, id, max(self._clock(), last + 1), pid, status, mark, promised)
+            self._take(entry)
             try:
                 if self._lines >= 2 * self._keep:
                     self._rewrite()

@@ -5,9 +5,10 @@ is the caller's with its paths made absolute; and beside them ``served``, what t
 caller's bundle is only read, his fifos are opened where he has made them.
 
 **Order.** The lock of a container's id is held while it is created, while a process is added, and while an exit is
-handled: so its start is told before its end, however soon that comes. An exit is written into the log first, then the
-container is removed, then it is told: whoever hears of it finds the id free, and a server that is killed in between
-finds in the log, when the engine tells the exit anew, that it needs no second line. Signals take no lock.
+handled: so its start is told before its end, however soon that comes. An exit is promised in the log first, then the
+container is removed, then it is told: whoever hears of it finds the id free, and a server that was killed in between is
+followed by one that either hears of the exit from the engine again or, when that has nothing left of it, finds the
+promise. Signals take no lock.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Service:
         """Finds what there is: containers that run are watched, ends that nobody told are told, and what a server that
         was killed in the middle of a create has left is removed.
         """
+        self._keep_promises()
         for record in self._engine.records():
             try:
                 with self._locks.holding(record.id):
@@ -86,6 +88,20 @@ class Service:
                 self._engine.watch(record.id)
             except CtrdError as error:
                 log.warning("container %s could not be taken over: %s", record.id, error)
+
+    def _keep_promises(self) -> None:
+        """Tells the exits that a server had promised, where nothing is left by which the engine could tell them
+        again.
+        """
+        there: set[tuple[str, str, str]] = set()
+        for record in self._engine.records():
+            with contextlib.suppress(NotFoundError):
+                names = [process.name for process in self._engine.processes(record.id)]
+                there.update((record.id, _mark(record), name) for name in (INIT, *names))
+        for promise in self._events.promises():
+            if (promise.id, promise.mark, promise.pid) not in there:
+                kind, id, pid, mark = promise.key
+                self._publish(self._events.append(kind, id, pid, promise.status, mark))
 
     def close(self) -> None:
         """Handles what has come and lets go of everything; containers run on."""
@@ -393,7 +409,7 @@ class Service:
                 self._told.notify_all()
 
     def _process_exited(self, record: Record, event: Event) -> None:
-        entry = self._exit_entry(record, event)
+        told, code = self._promise(record, event)
         try:
             self._engine.delete_process(record.id, event.process)
             served = self._served(record.id)
@@ -403,10 +419,11 @@ class Service:
             self._keep(record.id, served)
         except (CtrdError, OSError) as error:
             log.warning("process %s of container %s has ended, but: %s", event.process, record.id, error)
-        self._publish(entry)
+        if not told:
+            self._tell("exit", record, event.process, code)
 
     def _exited(self, record: Record, event: Event) -> None:
-        entry = self._exit_entry(record, event)
+        told, code = self._promise(record, event)
         try:
             self._remove(record)
         except CtrdError as error:
@@ -419,14 +436,18 @@ class Service:
             for change in ("pause", "resume"):  # an end is the end of every wait for a change
                 self._changes.pop((record.id, change), None)
             self._told.notify_all()
-        self._publish(entry)
+        if not told:
+            self._tell("exit", record, INIT, code)
 
-    def _exit_entry(self, record: Record, event: Event) -> Entry:
-        """Its line in the log: that of before, when a server wrote it and was killed before it could tell it."""
+    def _promise(self, record: Record, event: Event) -> tuple[bool, int]:
+        """Writes an exit down, before anything of it is removed. Was it told before, by a server that was killed before
+        it could remove the container? And its code: the engine's, which stays the same however often it tells it.
+        """
         mark, code = _mark(record), event.status.code if event.status is not None else 255
-        return self._events.has("exit", record.id, event.process, mark) or self._events.append(
-            "exit", record.id, event.process, code, mark
-        )
+        told = self._events.has("exit", record.id, event.process, mark) is not None
+        if not told:
+            self._events.promise("exit", record.id, event.process, code, mark)
+        return told, code
 
 
 def _mark(record: Record) -> str:
