@@ -11,6 +11,7 @@ from libctrd.errors import InvalidArgumentError, UnsupportedError
 if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.engine.base import Engine
+    from libctrd.engine.channel import Channel
 
 
 def default_state_dir() -> str:
@@ -36,7 +37,8 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
     *address* is one of
 
     - ``local:`` (no daemon; state in the default directory) or ``local:/DIR``;
-    - ``unix:///run/containerd/containerd.sock``, the socket of a containerd 1.x or 2.x, or just its path;
+    - ``unix:///run/containerd/containerd.sock``, the socket of a containerd 1.x or 2.x, or just its path; or that of
+      a daemon that speaks the API of containerd 0.2, such as `ctrd serve`: which of them it is, it is asked;
     - ``containerd:/DIR``: a private containerd of ours with all of its state in that directory, started when it does
       not run yet.
 
@@ -68,12 +70,15 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
         return Client(*_local(rest, runtime))
     # With too few of them gRPC, which opens some when it is imported, ends the process.
     descriptors_left(_DESCRIPTORS, f"connect to {address}: open the descriptors that this takes (open)")
-    namespace = namespace or os.environ.get("CONTAINERD_NAMESPACE") or "default"
     if scheme == "unix":
-        return Client(*_containerd(address, namespace, runtime))
+        return Client(*_by_socket(address, namespace, runtime))
     if not rest:
         raise InvalidArgumentError(f"the address {address!r} names no directory: say containerd:/DIR")
-    return Client(*_private(rest, namespace, runtime))
+    return Client(*_private(rest, _namespace(namespace), runtime))
+
+
+def _namespace(given: str | None) -> str:
+    return given or os.environ.get("CONTAINERD_NAMESPACE") or "default"
 
 
 _DESCRIPTORS = 40  # of gRPC's channel and threads, and of a container and its streams
@@ -88,24 +93,47 @@ def _local(root: str, runtime: str | None) -> tuple[Engine, str]:
     return engine, engine.root
 
 
-def _containerd(address: str, namespace: str, runtime: str | None) -> tuple[Engine, str]:
+def _by_socket(address: str, namespace: str | None, runtime: str | None) -> tuple[Engine, str]:
+    """The engine for whichever generation listens at a socket. The newer one is asked first, with a question that has
+    to be asked anyway: so it costs nothing there.
+    """
     from libctrd import reactor
     from libctrd.engine import store
     from libctrd.engine.channel import Channel
     from libctrd.engine.containerd import ContainerdEngine
 
-    channel = Channel(address, namespace)
+    channel = Channel(address, _namespace(namespace))
     try:
         try:
-            base = os.path.join(default_daemon_dir(), store.identity(channel))
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                f"what listens at {address} is no containerd 1.x or 2.x: this version of libctrd speaks to those only"
-            ) from error
-        engine = ContainerdEngine(channel, base, reactor.shared(), runtime)
+            identity = store.identity(channel)
+        except UnsupportedError:
+            return _api(channel, namespace, runtime)
+        engine = ContainerdEngine(channel, os.path.join(default_daemon_dir(), identity), reactor.shared(), runtime)
     except BaseException:
         channel.close()
         raise
+    return engine, engine.root
+
+
+def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[Engine, str]:
+    from libctrd import reactor
+    from libctrd.engine import cgroups
+    from libctrd.engine.api import ApiEngine
+    from libctrd.engine.apioperations import server_version
+
+    try:
+        server_version(channel)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"what listens at {channel.address} speaks neither for a containerd 1.x or 2.x, nor the types.API of "
+            "containerd 0.2: name the socket of one of them"
+        ) from error
+    if namespace is not None:
+        raise InvalidArgumentError(
+            f"the daemon at {channel.address} speaks types.API, which has no namespaces: leave namespace= out"
+        )
+    base = os.path.join(default_state_dir() + ".api", cgroups.mark(os.path.realpath(channel.path)))
+    engine = ApiEngine(channel, base, reactor.shared(), runtime)
     return engine, engine.root
 
 

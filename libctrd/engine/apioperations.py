@@ -1,0 +1,206 @@
+"""What can be asked of a container over `types.API` while it runs: calls, one each, that keep no state here (C20).
+
+An engine is made of them and of what has an order and a memory: starts, ends, events (``api.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from libctrd import protos
+from libctrd.engine import apiwire, taskio
+from libctrd.engine.apiwire import API, ENGINE
+from libctrd.engine.base import Ends, ProcessSnapshot, unsupported
+from libctrd.errors import NotFoundError, RuntimeFailedError, UnsupportedError
+from libctrd.state import INIT, Stats
+from libctrd.stdio import STREAMS
+from libctrd.stdio import path as fifo_path
+
+if TYPE_CHECKING:
+    from libctrd.engine.apifeed import Feed
+    from libctrd.engine.base import Record, Snapshot
+    from libctrd.engine.channel import Channel
+
+CREATE_SECONDS = 35.0
+"""The daemon itself gives up after 30."""
+
+
+def server_version(channel: Channel) -> tuple[str, str]:
+    """The daemon's version, such as ``0.2.3``, and its revision. `UnsupportedError`: it does not speak `types.API`."""
+    request = API.GetServerVersionRequest()
+    reply = channel.call("types.API/GetServerVersion", request, doing="ask the daemon its version")
+    return f"{reply.major}.{reply.minor}.{reply.patch}", reply.revision
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.lstat(path).st_mode)
+    except OSError:
+        return False  # it was removed
+
+
+class Operations:
+    """The requests of an engine over *channel* that are a call each."""
+
+    _feed: Feed
+
+    if TYPE_CHECKING:
+
+        def record(self, id: str) -> Record: ...
+        def snapshot(self, id: str) -> Snapshot: ...
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def _call(
+        self,
+        name: str,
+        request: Any,
+        doing: str,
+        timeout: float = 10.0,
+        *,
+        starting: bool = False,
+        whole: bool = False,
+    ) -> Any:
+        """Calls it. Errors are of the family, as far as that daemon's words tell them apart."""
+        try:
+            return self._channel.call(f"types.API/{name}", request, doing=doing, timeout=timeout, whole=whole)
+        except RuntimeFailedError as error:
+            raise apiwire.error_of(error, starting) from error.__cause__
+
+    # ---- what there is -------------------------------------------------------------------------------------------
+
+    def _containers(self, id: str = "") -> list[Any]:
+        """What the daemon tells of one container, or of all. `NotFoundError`: it has no such container."""
+        doing = f"look at container {id!r}" if id else "list the containers"
+        return list(self._call("State", API.StateRequest(id=id), doing).containers)
+
+    def _container(self, id: str) -> Any | None:
+        """One of the daemon's, or ``None``: it forgets each that has ended."""
+        try:
+            return next((found for found in self._containers(id) if found.id == id), None)
+        except NotFoundError:
+            return None
+
+    def _running(self, id: str) -> Any:
+        found = self._container(id)
+        if found is None:
+            raise NotFoundError(f"container {id!r} is not running: it has ended, was not started or does not exist")
+        return found
+
+    def _stored(self, id: str, since: int) -> list[Any]:
+        """What the daemon has kept of a container's events after that time, in nanoseconds."""
+        request = apiwire.events_request(max(1, since), id, stored_only=True)
+        doing = f"read the events of container {id!r}"
+        return [
+            event
+            for event in self._channel.stream("types.API/Events", request, doing=doing, timeout=10.0)
+            if event.id == id
+        ]
+
+    def processes(self, id: str) -> list[ProcessSnapshot]:
+        """See `Engine.processes`: those that have ended are not known to the daemon."""
+        snapshot = self.snapshot(id)
+        if snapshot.status == "created":
+            return []
+        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, self.record(id).terminal)
+        found = self._container(id)
+        if found is None:
+            return [init]
+        further = [process for process in found.processes if process.pid != INIT]
+        return [init, *(ProcessSnapshot(one.pid, one.systemPid, terminal=one.terminal) for one in further)]
+
+    def _process(self, id: str, name: str) -> Any:
+        for process in self._running(id).processes:
+            if process.pid == name:
+                return process
+        raise NotFoundError(f"container {id!r} has no process {name!r} that runs")
+
+    def attach(self, id: str, process: str) -> Ends:
+        """See `Engine.attach`. Where it writes to is what the daemon was told at its start, and stays so."""
+        found = self._process(id, process)
+        paths = {stream: getattr(found, stream) for stream in STREAMS if stream != "stderr" or not found.terminal}
+        return Ends(found.terminal, {stream: path for stream, path in paths.items() if _is_fifo(path)})
+
+    def pids(self, id: str) -> list[int]:
+        """See `Engine.pids`."""
+        return sorted(self._running(id).pids)
+
+    def stats(self, id: str) -> Stats:
+        """See `Engine.stats`."""
+        return apiwire.stats(self._call("Stats", API.StatsRequest(id=id), f"measure container {id!r}"))
+
+    # ---- what can be done to it ----------------------------------------------------------------------------------
+
+    def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
+        """See `Engine.signal`. That API reaches one process."""
+        if everyone:
+            raise unsupported(ENGINE, "send a signal to everyone in a container", "send it to each process")
+        doing = f"send signal {number} to process {process!r} of container {id!r}"
+        self._call("Signal", API.SignalRequest(id=id, pid=process, signal=number), doing)
+
+    def close_stdin(self, id: str, process: str) -> None:
+        """See `Engine.close_stdin`. The input of a terminal is ended by what is typed for that, for the daemon does
+        nothing there; it is told all the same.
+        """
+        doing = f"close stdin of process {process!r} of container {id!r}"
+        found = self._process(id, process)
+        if found.terminal and (path := found.stdin or fifo_path(self.record(id).bundle, process, "stdin")):
+            taskio.end_terminal(path)
+        self._call("UpdateProcess", API.UpdateProcessRequest(id=id, pid=process, closeStdin=True), doing)
+
+    def resize(self, id: str, process: str, width: int, height: int) -> None:
+        """See `Engine.resize`."""
+        request = API.UpdateProcessRequest(id=id, pid=process, width=width, height=height)
+        self._call("UpdateProcess", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        self._feed.start()
+        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="paused"), f"pause container {id!r}")
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        self._feed.start()
+        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="running"), f"resume container {id!r}")
+
+    def update(self, id: str, resources: dict[str, Any]) -> None:
+        """See `Engine.update`."""
+        request = API.UpdateContainerRequest(id=id, resources=apiwire.resources(resources))
+        self._call("UpdateContainer", request, f"change the limits of container {id!r}", whole=True)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
+        """See `Engine.checkpoint`. Open connections and sockets are part of it, the network's namespace is not."""
+        where, name = os.path.split(os.path.abspath(path))
+        wanted = API.Checkpoint(
+            name=name, exit=not leave_running, tcp=True, unixSockets=True, shell=False, emptyNS=["network"]
+        )
+        request = API.CreateCheckpointRequest(id=id, checkpoint=wanted, checkpointDir=where)
+        self._call("CreateCheckpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS, whole=True)
+
+    def checkpoints(self, id: str, directory: str = "") -> list[str]:
+        """The names of a container's checkpoints in *directory*, else in its bundle (C20)."""
+        request = API.ListCheckpointRequest(id=id, checkpointDir=directory)
+        found = self._call("ListCheckpoint", request, f"list the checkpoints of container {id!r}").checkpoints
+        return [checkpoint.name for checkpoint in found]
+
+    def delete_checkpoint(self, id: str, name: str, directory: str = "") -> None:
+        """Removes a checkpoint; one that is not there is success (C20)."""
+        request = API.DeleteCheckpointRequest(id=id, name=name, checkpointDir=directory)
+        self._call("DeleteCheckpoint", request, f"delete checkpoint {name!r} of container {id!r}")
+
+
+def healthy(channel: Channel, timeout: float) -> bool:
+    """Does the daemon say of itself that it serves? Raises what `Channel.call` does; a daemon without that service, as
+    those of other kinds are, has answered.
+    """
+    request = protos.message("grpc.health.v1.HealthCheckRequest")()
+    try:
+        reply = channel.call("grpc.health.v1.Health/Check", request, doing="ask the daemon its health", timeout=timeout)
+    except UnsupportedError:
+        return True
+    return bool(reply.status == 1)
