@@ -4,6 +4,9 @@ The suite is written once. A test that takes a client (or `engine`, `state_dir`)
 what does not concern one: ``local`` for the local engine's own mechanism (its shim, its records), ``containerd`` for
 what that engine has and the local one has not, ``cannot`` for what an engine cannot do, with the reason. The last is
 tried all the same, and has to fail.
+
+The `api` engine runs against `ctrd serve`. With CTRD_TEST_CONTAINERD_029 in the environment, a directory with
+containerd, containerd-shim and ctr of release 0.2.9, there is an engine `api029` too, against that daemon.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from libctrd.container import Container
 from libctrd.engine import cgroups, default_daemon_dir, shim, store
 from libctrd.engine.channel import Channel
 
-EACH_RUNTIME = ("crun", "runc", "containerd")
+OLD_CONTAINERD = os.environ.get("CTRD_TEST_CONTAINERD_029")
+_APIS = ("api", *(("api029",) if OLD_CONTAINERD else ()))
+EACH_RUNTIME = ("crun", "runc", "containerd", *_APIS)
 """For what an OCI runtime may do in its own way. Under containerd it is runc alone: its shim sets up the cgroups of the
 host for runc, and a crun that refuses a hybrid of cgroup v1 and v2 could be run only where the v2 part is out of sight.
 """
-EACH_ENGINE = ("local", "containerd")
+EACH_ENGINE = ("local", "containerd", *_APIS)
 """For the rest: each engine with the runtime that it chooses itself."""
 MOMENT = 5.0
 """Seconds for what ends by itself, after the call that ends it: a shim of containerd."""
@@ -227,7 +232,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (mark.name for mark in metafunc.definition.iter_markers() if mark.name in ("local", "containerd")), None
     )
     if only is not None:  # the mark that is closest to the test
-        names = tuple(name for name in names if (name == "containerd") == (only == "containerd"))
+        locals = ("local", "crun", "runc")
+        names = tuple(name for name in names if (name == "containerd" if only == "containerd" else name in locals))
     cannot = {mark.args[0]: mark for mark in metafunc.definition.iter_markers("cannot")}
     metafunc.parametrize("engine", [_parameter(name, cannot.get(name)) for name in names], indirect=True)
 
@@ -254,6 +260,11 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         place = ContainerdPlace(request.getfixturevalue("containerd"))
         # So that clients that are given an address alone, in processes of their own too, meet in this place.
         monkeypatch.setenv("CONTAINERD_NAMESPACE", place.namespace or "")
+    elif name in _APIS:
+        need_runtime("runc" if name == "api029" else "crun")
+        from api_kit import ApiPlace  # which needs what is here
+
+        place = ApiPlace(old=name == "api029")
     else:
         if name != "local":
             need_runtime(name)

@@ -79,7 +79,7 @@ class ApiEngine(Operations):
         self._daemon = daemon
         super().__init__(channel)
         self.root = directory.check_state_dir(base)
-        self._default_runtime = runtime
+        self._default_runtime = runtime or ""
         self._late = late.Late(self._delete_late)
         self._kept = KeptTime(self.root)
         self._feed = apifeed.Feed(channel, reactor, self._kept, self._containers, self._late.hurry, self._note_end)
@@ -94,7 +94,7 @@ class ApiEngine(Operations):
         return EngineInfo(
             ENGINE,
             self.address,
-            runtime=self._default_runtime or "",
+            runtime=_runtime_path(self._default_runtime),
             cgroups="v2" if cgroups.unified() else "v1",
             version=f"{version} ({revision})" if revision else version,
             generation="containerd 0.2 (types.API)",
@@ -211,7 +211,7 @@ class ApiEngine(Operations):
         """See `Engine.plan`. Adds a cgroup of this daemon's own, so that equal ids never meet."""
         if wanted.has_rootfs:
             raise unsupported(ENGINE, "make a root file system of an image, a snapshot or mounts", "give a directory")
-        runtime = wanted.runtime or self._default_runtime or ""
+        runtime = wanted.runtime or self._default_runtime
         if wanted.runtime_args and not runtime:
             raise InvalidArgumentError(
                 f"the {ENGINE} engine hands arguments to a runtime that is named, and to no other: name it (runtime=)"

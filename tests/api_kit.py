@@ -1,0 +1,77 @@
+"""Places of the api engine: a daemon of each test's own, `ctrd serve` or containerd 0.2.9 itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from containerd_kit import until
+from engine_kit import OLD_CONTAINERD, ContainerdPlace, Place, _places, need, need_runtime, on_host
+from serve_kit import Served
+
+from libctrd.client import Client
+from libctrd.engine import cgroups, default_state_dir
+
+
+class ApiPlace(Place):
+    """A place of the api engine: a daemon of the test's own, for that API lists the containers of everybody."""
+
+    kind = "api"
+
+    def __init__(self, old: bool = False) -> None:
+        self.runtime = self.runtime_name = "runc" if old else "crun"
+        self.namespace = None
+        self.daemon = OldContainerd(OLD_CONTAINERD or "") if old else Served("--runtime", self.runtime)
+        self.daemon.start()
+        self.address = f"unix://{self.daemon.socket}"
+        self.options = ["--address", self.address, "--runtime", self.runtime]
+        self.root = os.path.join(default_state_dir() + ".api", cgroups.mark(os.path.realpath(self.daemon.socket)))
+        _places[self.root] = self
+        self.argument = self.argument_as_passed = "--debug"
+
+    def watches(self, client: Client, id: str) -> bool:
+        """See `Place.watches`."""
+        return bool(client._engine._feed.known(id))  # type: ignore[attr-defined]
+
+    descriptors = ContainerdPlace.descriptors
+
+    def leftovers(self) -> dict[str, list[str]]:
+        """See `Place.leftovers`: those of the daemon, too."""
+        found = on_host(self.root)
+        found["files"] = [name for name in found["files"] if not name.startswith(".")]
+        there = on_host(self.daemon.state)
+        found["mounts"] += there["mounts"]
+        found["cgroups"] += there["cgroups"]
+        found["containers"] = [container.id for container in self.daemon.call("State").containers]
+        return found
+
+    def remove(self) -> None:
+        """See `Place.remove`."""
+        try:
+            with self.connect() as client:
+                for container in client.containers():
+                    container.clean(force=True)
+        finally:
+            self.daemon.remove()
+            del _places[self.root]
+            for place in Path(self.root).parent.glob(f"{os.path.basename(self.root)}*"):
+                shutil.rmtree(place)
+
+
+class OldContainerd(Served):
+    """containerd 0.2.9 itself, from the programs in the directory *programs*."""
+
+    def __init__(self, programs: str) -> None:
+        super().__init__()
+        self._programs = programs
+
+    def start(self, *arguments: str) -> None:
+        """See `Served.start`."""
+        need(os.path.join(self._programs, "containerd"), "containerd 0.2.9")
+        command = [os.path.join(self._programs, "containerd"), "-l", f"unix://{self.socket}", "--state-dir", self.state]
+        command += ["--shim", os.path.join(self._programs, "containerd-shim"), "--runtime", need_runtime("runc")]
+        with open(os.path.join(self.top, "log"), "wb") as log:
+            self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log)
+        until(lambda: os.path.exists(self.socket), "the socket of containerd 0.2.9")
