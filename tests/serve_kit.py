@@ -169,7 +169,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     left.pop("files", None)
     names = [name for name in os.listdir(server.state) if name != ".serve"] if os.path.isdir(server.state) else []
     server.remove()
-    assert (left, names) == ({}, [])
+    assert not left and not names, (left, names)  # noqa: PT018 - both are told
 
 
 Make = Callable[..., dict[str, Any]]

@@ -17,6 +17,8 @@ from libctrd.errors import DeadlineError, NotFoundError
 log = logging.getLogger("libctrd")
 
 TOP = "/sys/fs/cgroup"
+UNIFIED = "/sys/fs/cgroup/unified"
+"""Where v2 is beside v1, on hosts that have both."""
 KILL_SECONDS = 5.0
 
 
@@ -69,10 +71,14 @@ def clear(path: str) -> None:
 
     A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it.
     """
-    for directory in directories(path):
-        with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
-            for pid in [int(line) for line in file]:
-                _kill(pid)
+    for top in directories(path):
+        for directory, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+                for pid in [int(line) for line in file]:
+                    _kill(pid)
+            if directory != top:
+                with contextlib.suppress(OSError):  # then neither can what it is in, and that is told
+                    os.rmdir(directory)
     if not remove(path):
         log.warning("the cgroup %s is not empty and was left behind", path)
 

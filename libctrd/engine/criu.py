@@ -10,6 +10,7 @@ import shutil
 from typing import Final
 
 from libctrd._checks import one_line
+from libctrd.engine import cgroups
 from libctrd.engine import runtime as runtimes
 from libctrd.errors import RuntimeFailedError, UnsupportedError, from_os_error
 
@@ -33,6 +34,16 @@ def require(runtime: str) -> None:
     errors = [line.partition("): ")[2] or line for line in said.splitlines() if line.startswith("Error")]
     if errors:
         raise UnsupportedError(f"CRIU cannot run here: {one_line('; '.join(errors))}")
+
+
+def require_restore(runtime: str) -> None:
+    """Like `require`, for a restore: crun can do none where cgroup v1 and v2 are side by side."""
+    require(runtime)
+    if os.path.basename(runtime) == "crun" and os.path.isdir(cgroups.UNIFIED):
+        raise UnsupportedError(
+            "CRIU cannot run here: crun restores nothing where cgroup v1 and v2 are side by side: "
+            "create the container with runtime='runc'"
+        )
 
 
 def prepare(id: str, path: str) -> None:

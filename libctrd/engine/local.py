@@ -203,7 +203,7 @@ class LocalEngine(Latecomer, LocalOperations):
         """See `Engine.create`."""
         record = request.record
         if request.checkpoint:
-            criu.require(record.runtime)
+            criu.require_restore(record.runtime)
         where = self._directory(record.id)
         flags = "".join(
             letter

@@ -25,7 +25,7 @@ import grpc
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.engine.base import CreateRequest, ExecRequest, ProcessSnapshot, Record, Wanted
-from libctrd.engine.local import LocalEngine
+from libctrd.engine.local import RECORD, LocalEngine
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
 from libctrd.events import Lanes
 from libctrd.locks import Locks
@@ -76,6 +76,7 @@ class Service:
         """Finds what there is: containers that run are watched, ends that nobody told are told, and what a server that
         was killed in the middle of a create has left is removed.
         """
+        self._clear_leftovers()
         self._keep_promises()
         for record in self._engine.records():
             try:
@@ -88,6 +89,27 @@ class Service:
                 self._engine.watch(record.id)
             except CtrdError as error:
                 log.warning("container %s could not be taken over: %s", record.id, error)
+
+    def _clear_leftovers(self) -> None:
+        """Removes directories without a record: of a container that was half made or half removed. Whoever is at it in
+        this moment holds the directory's lock.
+        """
+        known = {record.id for record in self._engine.records()}
+        for name in os.listdir(self._engine.root):
+            path = os.path.join(self._engine.root, name)
+            if name.startswith(".") or name in known or not os.path.isdir(path):
+                continue
+            try:
+                held = directory.lock(path)
+            except CtrdError:
+                continue  # somebody makes or removes it
+            try:
+                if not os.path.lexists(os.path.join(path, RECORD)):
+                    directory.remove_tree(path)
+            except CtrdError as error:
+                log.warning("what is left in %s could not be removed: %s", path, error)
+            finally:
+                os.close(held)
 
     def _keep_promises(self) -> None:
         """Tells the exits that a server had promised, where nothing is left by which the engine could tell them
