@@ -62,6 +62,7 @@ def test_unattended_output_goes_to_a_log(each_ctrd: Ctrd, tmp_path: Path) -> Non
 
 
 @pytest.mark.cannot("containerd", "remove a container that has ended by itself", raises=AssertionError)
+@pytest.mark.cannot("api", "remove a container that has ended by itself", raises=AssertionError)
 def test_detached_and_removed_it_goes_by_itself(each_ctrd: Ctrd) -> None:
     done = each_ctrd.run("-d", "--rm", "--id", "brief", "sh", "-c", "seq 100000; exit 3")
     assert (done.returncode, done.stdout) == (0, b"brief\n")
@@ -71,6 +72,7 @@ def test_detached_and_removed_it_goes_by_itself(each_ctrd: Ctrd) -> None:
 
 
 @pytest.mark.cannot("containerd", "remove a container that has ended by itself", raises=AssertionError)
+@pytest.mark.cannot("api", "remove a container that has ended by itself", raises=AssertionError)
 def test_a_wait_that_began_gets_the_code_of_a_container_that_removes_itself(each_ctrd: Ctrd) -> None:  # podman 527
     id = (
         each_ctrd.run("-d", "--rm", "sh", "-c", "trap 'exit 6' TERM; while :; do sleep 0.02; done")

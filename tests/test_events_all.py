@@ -34,7 +34,8 @@ def test_it_is_told_of_what_other_clients_start(client: Client, engine: Place, s
         client.watch_all()
         pid = other.create("web", spec("exit 5")).start(NULL)
         id, info = stream.get(WAIT)
-        assert (id, info.type, info.pid) == ("web", "start-container", pid)
+        assert (id, info.type) == ("web", "start-container")
+        assert info.pid in (pid, 0) if engine.kind == "api" else info.pid == pid, "that API does not tell it"
         assert take(stream, 1) == [("web", "exit", 5)]
         until(lambda: not other.containers(), "its end, for its own client too")
         container = other.create("web", spec("sleep 1000"))

@@ -120,6 +120,7 @@ def test_a_wait_at_any_moment_gets_the_true_code_or_hears_that_it_is_gone(
 
 
 @pytest.mark.cannot("containerd", "remove a container that has ended by itself", raises=UnsupportedError)
+@pytest.mark.cannot("api", "remove a container that has ended by itself", raises=UnsupportedError)
 def test_a_wait_on_what_removes_itself_gets_the_true_code_or_hears_that_it_is_gone(
     client: Client, spec: Make, state_dir: str
 ) -> None:

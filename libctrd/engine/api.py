@@ -371,6 +371,11 @@ class ApiEngine(Operations):
                     self._feed.is_paused(id)
                 for process in self.processes(id)[1:]:
                     self._feed.add(id, process.name, since=since, pid=process.pid or -1)
+        except NotFoundError:
+            if self._feed.known(id):
+                self._feed.forget(id)
+                raise
+            # else its end came meanwhile, and was told
         except BaseException:
             self._feed.forget(id)
             raise

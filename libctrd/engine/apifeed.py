@@ -95,8 +95,7 @@ class Feed:
         self._thread: Worker | None = None
         self._closing = threading.Event()
         self._stream: Any = None
-        self._everything = False
-        self._began = time.time_ns()
+        self._everything_since = 0  # when that was asked for, in nanoseconds since 1970
         # Only the thread of the stream touches these.
         self._since = kept.at_start or 1
         self._seen: set[tuple[str, str, str, int]] = set()
@@ -161,7 +160,7 @@ class Feed:
 
     def everything(self) -> None:
         """The sink is told of what anybody starts from now on, too."""
-        self._everything = True
+        self._everything_since = self._everything_since or time.time_ns()
         self.start()
 
     @contextlib.contextmanager
@@ -343,7 +342,7 @@ class Feed:
         self._wake(id, ended=False)
         with self._lock:
             live = self._live.get((id, name))
-            if live is not None or not self._everything or at <= self._began:
+            if live is not None or not 0 < self._everything_since < at:
                 return live is not None
         pid = 0
         with contextlib.suppress(CtrdError):  # it has ended again, which an event tells too

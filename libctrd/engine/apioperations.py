@@ -119,8 +119,17 @@ class Operations:
         raise NotFoundError(f"container {id!r} has no process {name!r} that runs")
 
     def attach(self, id: str, process: str) -> Ends:
-        """See `Engine.attach`. Where it writes to is what the daemon was told at its start, and stays so."""
-        found = self._process(id, process)
+        """See `Engine.attach`. Where it writes to is what the daemon was told at its start, and stays so. What has just
+        ended has left what there is to be read in its fifos.
+        """
+        try:
+            found = self._process(id, process)
+        except NotFoundError:
+            if process != INIT or self.snapshot(id).status != "stopped":
+                raise
+            record = self.record(id)
+            paths = {stream: fifo_path(record.bundle, process, stream) for stream in STREAMS}
+            return Ends(record.terminal, {stream: path for stream, path in paths.items() if _is_fifo(path)})
         paths = {stream: getattr(found, stream) for stream in STREAMS if stream != "stderr" or not found.terminal}
         return Ends(found.terminal, {stream: path for stream, path in paths.items() if _is_fifo(path)})
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from libctrd import ids
 from libctrd.engine.taskshim import Ended
 from libctrd.state import ExitStatus
 
@@ -38,10 +39,11 @@ def read(bundle: str) -> ExitStatus | None:
 def write(bundle: str, status: ExitStatus) -> None:
     """Writes it down: complete, under a name of its own first. In a directory that is gone nobody asks for it."""
     path = os.path.join(bundle, NAME)
+    own = f"{path}.{ids.generate()}"  # several clients may write down what each was told
     try:
-        with open(path + ".tmp", "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(own, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(msgspec.json.encode(status))
-        os.rename(path + ".tmp", path)
+        os.rename(own, path)
     except FileNotFoundError:
         pass
     except OSError as error:
