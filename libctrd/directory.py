@@ -147,7 +147,8 @@ def remove_tree(path: str) -> None:
         os.close(top)
 
 
-def _remove(parent: int, name: str, path: str) -> None:
+def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
+    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except FileNotFoundError:
@@ -177,6 +178,9 @@ def _remove(parent: int, name: str, path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
+        if error.errno == errno.ENOTEMPTY and tries > 1:
+            _remove(parent, name, path, tries - 1)
+            return
         raise from_os_error(error, f"remove the directory {path!r}") from error
 
 

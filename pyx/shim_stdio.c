@@ -55,7 +55,8 @@ int open_stdio(struct streams *io, const char *const paths[3], const char **fail
 	}
 	if (io->terminal) {
 		io->tty_in.from = io->child_end[0];
-		io->tty_out.to = io->child_end[1];
+		/* A terminal that nobody reads would hold its process up. */
+		io->tty_out.to = io->child_end[1] >= 0 ? io->child_end[1] : fcntl(null_fd, F_DUPFD_CLOEXEC, 3);
 		io->child_end[0] = io->child_end[1] = -1;
 	}
 	for (int i = 0; i < 3; i++)

@@ -183,17 +183,17 @@ class ApiEngine(Operations):
         if not startmark.is_left(where):
             self._own_record(id)  # whoever removes it lets go of the record first
             return Snapshot("created")
-        status = self._stored_exit(id)
+        status = self._stored_exit(id, self._since(id))
         if status is not None:
             exitfile.write(where, status)
         return Snapshot("stopped", exit=status or exitfile.read(where) or _UNKNOWN)
 
-    def _stored_exit(self, id: str) -> ExitStatus | None:
-        """Its end, from the events that the daemon has kept. One whose start is among them has just ended when its end
+    def _stored_exit(self, id: str, since: int) -> ExitStatus | None:
+        """Its end, from the events after *since* that the daemon has kept. One whose start is among them has just ended when its end
         is not: that is waited for a moment.
         """
         with self._feed.waiting(id) as waits:
-            stored = self._stored(id, self._since(id))
+            stored = self._stored(id, since)
             exits = [event for event in stored if event.type == "exit" and (event.pid or INIT) == INIT]
             if exits:
                 return apiwire.exit_status(exits[-1])
@@ -356,7 +356,7 @@ class ApiEngine(Operations):
         """See `Engine.watch`. It is in the table before it is looked at, so what happens meanwhile is told once."""
         if self._feed.known(id):
             return
-        since = self._since(id)
+        since, started = self._since(id), startmark.is_there(self._directory(id))
         self._feed.add(id, INIT, since=since, pid=-1)
         try:
             snapshot = self.snapshot(id)
@@ -370,12 +370,17 @@ class ApiEngine(Operations):
                 if snapshot.status == "paused":
                     self._feed.is_paused(id)
                 for process in self.processes(id)[1:]:
-                    self._feed.add(id, process.name, since=since, pid=process.pid or -1)
+                    if process.exit is None:
+                        self._feed.add(id, process.name, since=since, pid=process.pid or -1)
         except NotFoundError:
-            if self._feed.known(id):
+            if not started:
                 self._feed.forget(id)
                 raise
-            # else its end came meanwhile, and was told
+            status = self._stored_exit(id, since)  # it has ended meanwhile, and was cleaned
+            if status is not None:
+                self._feed.tell(id, INIT, status)
+            else:
+                self._feed.lost(id)
         except BaseException:
             self._feed.forget(id)
             raise
@@ -387,8 +392,9 @@ class ApiEngine(Operations):
     def _note_end(self, id: str, at: int, status: ExitStatus) -> None:
         """How a container has ended is written down where one of that id was started before: the daemon forgets it."""
         with contextlib.suppress(CtrdError):  # it is none of ours
-            if at > self._since(id) and startmark.is_there(self._directory(id)):
-                exitfile.write(self._directory(id), status)
+            where = self._directory(id)
+            if at > self._since(id) and startmark.is_there(where) and not exitfile.is_there(where):
+                exitfile.write(where, status)
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class Live:
         self.id = id
         self.name = name
         self.since = since
+        self.changes_since = time.time_ns()  # what came before that is no news, but tells how it is
         self.pid = pid
         self.ours = ours
         self.paused = False
@@ -327,15 +328,15 @@ class Feed:
             if live is None or at <= live.since:
                 return False
             if kind == "oom":
-                if live.oom:
-                    return True  # once was enough
-                live.oom = True
+                told = live.oom  # once is enough
                 for other in self._live.values():
                     if other.id == id:
                         other.oom = True
             else:
+                told = False
                 live.paused = kind == "pause"
-        self.sink(Event(id, kind))
+        if not told and at > live.changes_since:
+            self.sink(Event(id, kind))
         return True
 
     def _was_started(self, id: str, name: str, kind: Any, at: int) -> bool:

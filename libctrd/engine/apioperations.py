@@ -101,16 +101,34 @@ class Operations:
         ]
 
     def processes(self, id: str) -> list[ProcessSnapshot]:
-        """See `Engine.processes`: those that have ended are not known to the daemon."""
+        """See `Engine.processes`: of those that have ended the daemon's events tell, and nobody has collected those
+        whose fifos are still there.
+        """
         snapshot = self.snapshot(id)
         if snapshot.status == "created":
             return []
-        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, self.record(id).terminal)
+        record = self.record(id)
+        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, record.terminal)
         found = self._container(id)
-        if found is None:
-            return [init]
-        further = [process for process in found.processes if process.pid != INIT]
-        return [init, *(ProcessSnapshot(one.pid, one.systemPid, terminal=one.terminal) for one in further)]
+        further = {one.pid: one for one in found.processes if one.pid != INIT} if found is not None else {}
+        running = [ProcessSnapshot(one.pid, one.systemPid, terminal=one.terminal) for one in further.values()]
+        return [init, *running, *self._ended(record, {INIT, *further})]
+
+    def _ended(self, record: Record, running: set[str]) -> list[ProcessSnapshot]:
+        """Its further processes that have left fifos in its directory."""
+        try:
+            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
+        except OSError:
+            return []
+        names -= {"", *running}
+        if record.foreign or not names:
+            return []
+        ends = {
+            event.pid: apiwire.exit_status(event)
+            for event in self._stored(record.id, apiwire.nanoseconds_of(record.created_at))
+            if event.type == "exit"
+        }
+        return [ProcessSnapshot(name, exit=ends[name]) for name in sorted(names) if name in ends]
 
     def _process(self, id: str, name: str) -> Any:
         for process in self._running(id).processes:

@@ -23,7 +23,9 @@ NANOSECONDS = 1_000_000_000
 LAST_SECOND = 253402300799
 """The end of the year 9999, the last one that RFC 3339 can write."""
 
-_FORM = re.compile(r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))\n?")
+_FORM = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))\n?", re.ASCII
+)
 
 
 def text_of(at: int) -> str:

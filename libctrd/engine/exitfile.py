@@ -36,6 +36,11 @@ def read(bundle: str) -> ExitStatus | None:
         return None
 
 
+def is_there(bundle: str) -> bool:
+    """Was it written down?"""
+    return os.path.lexists(os.path.join(bundle, NAME))
+
+
 def write(bundle: str, status: ExitStatus) -> None:
     """Writes it down: complete, under a name of its own first. In a directory that is gone nobody asks for it."""
     path = os.path.join(bundle, NAME)

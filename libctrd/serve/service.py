@@ -177,6 +177,7 @@ class Service:
                         request.stdout,
                         stderr,
                         no_pivot_root=request.noPivotRoot,
+                        attended=bool(request.stdout or stderr),
                         unattended="hold" if request.stdout or stderr else "discard",  # a terminal must be read
                         checkpoint=checkpoint,
                     )

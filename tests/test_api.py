@@ -1,0 +1,165 @@
+"""The api engine: which generation listens, the events across the death of the daemon, the time that is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from api_kit import ApiPlace
+from client_kit import Recorder
+from engine_kit import need_runtime
+from field_kit import until
+from hypothesis import given
+from hypothesis import strategies as st
+
+import libctrd
+from libctrd.engine import apitime, apiwire
+from libctrd.engine.apitime import KeptTime
+from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
+
+WAIT = 30.0
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def place() -> Any:
+    need_runtime("crun")
+    one = ApiPlace()
+    yield one
+    one.remove()
+
+
+# ---- the time that is kept -------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, apitime.LAST_SECOND * apitime.NANOSECONDS))
+def test_a_time_is_read_as_it_was_written(at: int) -> None:  # C24
+    assert apitime.parse(apitime.text_of(at)) == at
+
+
+@given(st.text(max_size=40))
+def test_what_is_no_time_is_refused_and_nothing_else(text: str) -> None:  # C24
+    with contextlib.suppress(ValueError):
+        assert apitime.parse(text) == apitime.parse(apitime.text_of(apitime.parse(text)))
+
+
+def test_a_time_with_an_offset_is_the_same_moment() -> None:  # C24
+    assert apitime.parse("1970-01-01T01:00:00.5+01:00") == apitime.parse("1969-12-31T23:00:00.5-01:00") == 500_000_000
+
+
+def test_the_time_is_kept_for_the_next_one(tmp_path: Path) -> None:  # C24
+    kept = KeptTime(str(tmp_path))
+    assert kept.at_start == 0
+    kept.advance(1_700_000_000_123_456_789)
+    kept.advance(1_600_000_000_000_000_000)
+    (file,) = tmp_path.iterdir()
+    assert file.read_text() == "2023-11-14T22:13:20.123456789Z"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert KeptTime(str(tmp_path)).at_start == 1_700_000_000_123_456_789
+
+
+@pytest.mark.parametrize("content", [b"", b"yesterday", b"\xff\xfe", b"2023-13-14T22:13:20Z", b"9000-01-01T00:00:00Z"])
+def test_a_corrupt_time_is_a_warning_and_since_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:  # C24
+    (tmp_path / apitime.NAME).write_bytes(content)
+    assert KeptTime(str(tmp_path)).at_start == 0
+    assert "all events count" in caplog.text
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("containerd: container not found", NotFoundError),
+        ("containerd: process not found for container", NotFoundError),
+        ("mkdir /run/x: file exists", libctrd.AlreadyExistsError),
+        ("containerd: container did not start before the specified timeout", libctrd.DeadlineError),
+        ("process id cannot be empty", InvalidArgumentError),
+        ("oci runtime error: whatever", RuntimeFailedError),
+    ],
+)
+def test_the_words_of_that_daemon_tell_errors_apart(text: str, kind: type) -> None:  # C25
+    assert type(apiwire.error_of(RuntimeFailedError(f"could not do it: {text}"))) is kind
+
+
+def test_a_limit_that_cannot_be_carried_is_refused() -> None:  # C27
+    assert apiwire.resources({"memory": {"swap": -1}}).memorySwap == (1 << 64) - 1
+    with pytest.raises(UnsupportedError, match=r"the api engine cannot change the limit 'memory.swappiness'"):
+        apiwire.resources({"memory": {"swappiness": 3}})
+
+
+# ---- who listens -----------------------------------------------------------------------------------------------------
+
+
+def test_it_finds_out_which_generation_listens(place: ApiPlace) -> None:  # C25
+    with libctrd.connect(place.daemon.socket) as client:
+        info = client.info()
+    assert (info.name, info.version.split()[0]) == ("api", "0.2.3")
+    with pytest.raises(InvalidArgumentError, match="has no namespaces"):
+        libctrd.connect(place.address, namespace="x")
+    with libctrd.connect(place.address) as client, pytest.raises(UnsupportedError, match="keep images"):
+        _ = client.images
+
+
+def test_who_speaks_neither_is_one_clear_error(tmp_path: Path) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.start()
+    try:
+        with pytest.raises(UnsupportedError, match=r"speaks neither for a containerd .*, nor the types\.API"):
+            libctrd.connect(f"unix://{tmp_path}/s")
+    finally:
+        server.stop(0).wait()
+
+
+# ---- events across deaths --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_exits_while_the_daemon_is_away_are_told_once(place: ApiPlace, spec: Make, number: int) -> None:  # C24
+    recorder = Recorder()
+    with place.connect() as client:
+        client.subscribe(recorder)
+        made = []
+        for code in range(4):
+            made.append(client.create(f"c{code}", spec(f"read x; exit {code}")))
+            made[-1].start()
+        place.daemon.stop(number)
+        for container in made[:2]:  # they end while it is away
+            assert container.pid > 1
+            os.kill(container.pid, signal.SIGKILL)
+        place.daemon.start()
+        for container in made[2:]:
+            assert container.stdin is not None
+            container.stdin.close()
+        assert [container.wait(WAIT).code for container in made] == [137, 137, 2, 3]
+        assert sorted(id for id, info in recorder.told if info.type == "exit") == ["c0", "c1", "c2", "c3"]
+        until(lambda: not client.containers())
+        for container in made:
+            for stream in (container.stdout, container.stderr):
+                assert stream is not None
+                stream.close()
+
+
+def test_the_time_of_the_last_event_is_on_disk(place: ApiPlace, spec: Make) -> None:  # C24
+    with place.connect() as client:
+        container = client.create("web", spec("exit 4"))
+        container.start(libctrd.NULL)
+        assert container.wait(WAIT).code == 4
+    kept = Path(place.root).parent / apitime.NAME
+    (at,) = [
+        apiwire.nanoseconds(event.timestamp)
+        for event in place.daemon.call("Events", timestamp={"seconds": 1}, storedOnly=True)
+        if event.type == "exit"
+    ]
+    assert apitime.parse(kept.read_text()) == at
