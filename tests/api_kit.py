@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 from containerd_kit import until
 from engine_kit import OLD_CONTAINERD, ContainerdPlace, Place, _places, need, need_runtime, on_host
@@ -13,6 +12,7 @@ from serve_kit import Served
 
 from libctrd.client import Client
 from libctrd.engine import cgroups, default_state_dir
+from libctrd.engine.api import CONTAINERS
 
 
 class ApiPlace(Place):
@@ -27,7 +27,8 @@ class ApiPlace(Place):
         self.daemon.start()
         self.address = f"unix://{self.daemon.socket}"
         self.options = ["--address", self.address, "--runtime", self.runtime]
-        self.root = os.path.join(default_state_dir() + ".api", cgroups.mark(os.path.realpath(self.daemon.socket)))
+        self._base = os.path.join(default_state_dir() + ".api", cgroups.mark(os.path.realpath(self.daemon.socket)))
+        self.root = os.path.join(self._base, CONTAINERS)
         _places[self.root] = self
         self.argument = self.argument_as_passed = "--debug"
 
@@ -40,7 +41,6 @@ class ApiPlace(Place):
     def leftovers(self) -> dict[str, list[str]]:
         """See `Place.leftovers`: those of the daemon, too."""
         found = on_host(self.root)
-        found["files"] = [name for name in found["files"] if not name.startswith(".")]
         there = on_host(self.daemon.state)
         found["mounts"] += there["mounts"]
         found["cgroups"] += there["cgroups"]
@@ -56,8 +56,7 @@ class ApiPlace(Place):
         finally:
             self.daemon.remove()
             del _places[self.root]
-            for place in Path(self.root).parent.glob(f"{os.path.basename(self.root)}*"):
-                shutil.rmtree(place)
+            shutil.rmtree(self._base)
 
 
 class OldContainerd(Served):

@@ -120,6 +120,7 @@ def test_a_signal_reaches_the_first_process_alone(client: Client, spec: Make) ->
     container.stdout.close()
 
 
+@pytest.mark.cannot("api", "send a signal to everyone in a container", raises=UnsupportedError)
 def test_a_signal_can_reach_everyone(client: Client, spec: Make) -> None:  # C20
     container = client.create("other", spec("trap 'exit 9' USR1; sleep 1000 & wait; echo never"))
     container.start(NULL)

@@ -58,10 +58,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
+CONTAINERS = "containers"
+"""The directory in ours with those of the containers; beside it lies the time of the last event."""
 SIGKILL = 9
 START_SECONDS = 30.0
 """How long a start that its client has left behind may go on: the daemon gives it up itself then."""
 END_SECONDS = 15.0
+MOMENT = 1.0
+"""How long the event of an end may come after the end."""
 
 _record_decoder = msgspec.json.Decoder(Record)
 _UNKNOWN = ExitStatus(UNKNOWN_EXIT, known=False)
@@ -78,10 +82,10 @@ class ApiEngine(Operations):
         self.address = f"serve:{daemon.directory}" if daemon is not None else channel.address
         self._daemon = daemon
         super().__init__(channel)
-        self.root = directory.check_state_dir(base)
+        self.root = directory.check_state_dir(os.path.join(directory.check_state_dir(base), CONTAINERS))
         self._default_runtime = runtime or ""
         self._late = late.Late(self._delete_late)
-        self._kept = KeptTime(self.root)
+        self._kept = KeptTime(base)
         self._feed = apifeed.Feed(channel, reactor, self._kept, self._containers, self._late.hurry, self._note_end)
         self._lock = threading.Lock()  # guards the locks of starts that are under way
         self._starting: dict[str, int] = {}
@@ -160,8 +164,8 @@ class ApiEngine(Operations):
         container = self._container(id)
         if container is None or container.bundlePath != self.record(id).bundle:
             return self._not_there(id)
-        if container.status != "running":
-            return Snapshot("created")  # it is being started
+        if container.status != "running":  # it is being started, or has just ended
+            return self._not_there(id) if startmark.is_left(self._directory(id)) else Snapshot("created")
         paused = self._feed.paused(id)
         if paused is None:
             changes = [event for event in self._stored(id, self._since(id)) if event.type in ("pause", "resume")]
@@ -179,12 +183,23 @@ class ApiEngine(Operations):
         if not startmark.is_left(where):
             self._own_record(id)  # whoever removes it lets go of the record first
             return Snapshot("created")
-        for event in self._stored(id, self._since(id)):
-            if event.type == "exit" and (event.pid or INIT) == INIT:
-                status = apiwire.exit_status(event)
-                exitfile.write(where, status)
-                return Snapshot("stopped", exit=status)
-        return Snapshot("stopped", exit=exitfile.read(where) or _UNKNOWN)
+        status = self._stored_exit(id)
+        if status is not None:
+            exitfile.write(where, status)
+        return Snapshot("stopped", exit=status or exitfile.read(where) or _UNKNOWN)
+
+    def _stored_exit(self, id: str) -> ExitStatus | None:
+        """Its end, from the events that the daemon has kept. One whose start is among them has just ended when its end
+        is not: that is waited for a moment.
+        """
+        with self._feed.waiting(id) as waits:
+            stored = self._stored(id, self._since(id))
+            exits = [event for event in stored if event.type == "exit" and (event.pid or INIT) == INIT]
+            if exits:
+                return apiwire.exit_status(exits[-1])
+            if stored and waits.ended.wait(MOMENT):
+                return waits.status
+        return None
 
     def _since(self, id: str) -> int:
         """From when on events of that id are of the container that has it now."""
@@ -322,13 +337,14 @@ class ApiEngine(Operations):
         """See `Engine.exec`."""
         id, name = request.record.id, request.process
         wire = apiwire.add_process(request, request.stderr)
-        self._feed.add(id, name, since=time.time_ns())
+        new = self._feed.add(id, name, since=time.time_ns())
         try:
             with taskio.read_ends(request.stdout, "" if request.terminal else request.stderr):
-                doing = f"start process {name!r} of container {id!r}"
+                doing = f"start process {name!r} ({request.settings['args'][0]}) of container {id!r}"
                 pid = self._call("AddProcess", wire, doing, CREATE_SECONDS, starting=True, whole=True).systemPid
         except BaseException:
-            self._feed.forget(id, name)
+            if new:  # else another client has a process of that name, which goes on
+                self._feed.forget(id, name)
             raise
         self._feed.started(id, name, pid)
         assert isinstance(pid, int)
@@ -366,7 +382,7 @@ class ApiEngine(Operations):
     def _note_end(self, id: str, at: int, status: ExitStatus) -> None:
         """How a container has ended is written down where one of that id was started before: the daemon forgets it."""
         with contextlib.suppress(CtrdError):  # it is none of ours
-            if at > self._since(id) and startmark.is_left(self._directory(id)):
+            if at > self._since(id) and startmark.is_there(self._directory(id)):
                 exitfile.write(self._directory(id), status)
 
     # ---- the end -------------------------------------------------------------------------------------------------

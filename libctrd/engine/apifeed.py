@@ -63,6 +63,7 @@ class Waits:
     def __init__(self) -> None:
         self.started = threading.Event()
         self.ended = threading.Event()
+        self.status: ExitStatus | None = None
 
 
 class Feed:
@@ -103,13 +104,15 @@ class Feed:
 
     # ---- what is watched -----------------------------------------------------------------------------------------
 
-    def add(self, id: str, name: str, *, since: int, pid: int = 0, paused: bool = False) -> None:
-        """From now on its end is told. *pid* is 0 for one that this client is about to start."""
+    def add(self, id: str, name: str, *, since: int, pid: int = 0, paused: bool = False) -> bool:
+        """From now on its end is told. *pid* is 0 for one that this client is about to start. False: it is already."""
         with self._lock:
-            if (id, name) not in self._live:
+            new = (id, name) not in self._live
+            if new:
                 live = self._live[id, name] = Live(id, name, since, pid, not pid)
                 live.paused = paused
         self.start()
+        return new
 
     def started(self, id: str, name: str, pid: int) -> None:
         """The process, which had none yet, has that pid now; 0 if it is not known."""
@@ -258,12 +261,13 @@ class Feed:
             if id not in there:
                 self._wake(id, ended=True)
 
-    def _wake(self, id: str, ended: bool) -> None:
+    def _wake(self, id: str, ended: bool, status: ExitStatus | None = None) -> None:
         with self._lock:
             waits = list(self._waits.get(id, ()))
         for one in waits:
             one.started.set()
             if ended:
+                one.status = status
                 one.ended.set()
 
     def _handle(self, event: Any) -> None:
@@ -297,10 +301,19 @@ class Feed:
             live = None  # it is of an earlier one, and not of this one after the clock was set back
         if name == INIT:
             self._ended(id, at, status)
-            self._wake(id, ended=True)
+            self._wake(id, ended=True, status=status)
         if live is None:
-            return False
+            return name != INIT and self._ended_elsewhere(id, name, at, status)
         self._tell(live, status)
+        return True
+
+    def _ended_elsewhere(self, id: str, name: str, at: int, status: ExitStatus) -> bool:
+        """A process that another client has started, or has ended before it was looked for, in one that is watched."""
+        with self._lock:
+            init, own = self._live.get((id, INIT)), self._live.get((id, name))
+        if init is None or own is not None or at <= init.since:
+            return False
+        self.sink(Event(id, "exit", name, status))
         return True
 
     def _is_there(self, id: str, name: str) -> bool:

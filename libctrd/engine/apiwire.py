@@ -61,6 +61,8 @@ def error_of(error: RuntimeFailedError, starting: bool = False) -> CtrdError:
             found = kind(said)
             found.__cause__ = error.__cause__
             return found
+    if starting and said.endswith("said nothing"):  # what it said went into the container's stderr
+        return RuntimeFailedError(said)
     return error
 
 

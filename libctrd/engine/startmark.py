@@ -56,6 +56,11 @@ def is_left(bundle: str) -> bool:
     return True
 
 
+def is_there(bundle: str) -> bool:
+    """Is it there, from whatever start?"""
+    return os.path.lexists(os.path.join(bundle, NAME))
+
+
 def remove(bundle: str) -> None:
     """Takes it back. One that is not there is success."""
     with contextlib.suppress(FileNotFoundError):

@@ -167,9 +167,13 @@ class EventLog:
             return [entry for entry in self._entries if entry.at > at and id in ("", entry.id)]
 
     def has(self, type: str, id: str, pid: str, mark: str) -> Entry | None:
-        """The event of that kind of that process of that very container, when there was one."""
+        """The event of that kind of that process of that very container, when there was one; of several processes of
+        one name that of the last which was started.
+        """
         with self._lock:
             for entry in reversed(self._entries):
+                if type == "exit" and (entry.type, entry.id, entry.pid, entry.mark) == ("start-process", id, pid, mark):
+                    return None
                 if (entry.type, entry.id, entry.pid, entry.mark) == (type, id, pid, mark):
                     return entry
             return None
