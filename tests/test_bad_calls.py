@@ -13,7 +13,7 @@ from field_kit import WAIT, Make, nothing_in, refused
 import libctrd
 from libctrd import DETACHED
 from libctrd.client import Client
-from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError
+from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, UnsupportedError
 
 BAD_IDS = (
     *("", ".", "..", "a/b", "../x", "/etc/passwd", "a\0b", "a\n", "\na", "a\nb", "a..b", "-a", "a-", ".a", "a--b"),
@@ -250,6 +250,22 @@ def test_a_damaged_record_is_told_and_the_others_go_on(
     assert sound.wait(WAIT).code == 3
     path.write_bytes(before)
     broken.clean()
+
+
+@pytest.mark.local("containerd keeps the records of its containers itself")
+def test_the_record_of_a_later_version_is_left_alone(any_client: Client, spec: Make) -> None:
+    container = any_client.create("later", spec("true"))
+    path = Path(container.bundle, "state.json")
+    before = path.read_bytes()
+    path.write_bytes(json.dumps({**json.loads(before), "version": 2}).encode())
+    with libctrd.connect(any_client.address) as other:
+        with refused(UnsupportedError, "'later'", "a later libctrd"):
+            other.get("later")
+        with refused(UnsupportedError, "'later'", "a later libctrd"):
+            other.create("later", spec("true"))
+    assert path.exists()
+    path.write_bytes(before)
+    container.clean()
 
 
 @pytest.mark.local("containerd keeps the records of its containers itself")

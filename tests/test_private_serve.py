@@ -14,6 +14,7 @@ import pytest
 from field_kit import until
 from serve_kit import Bundle, Served, script
 
+import libctrd
 from libctrd.engine.daemon import Daemon
 from libctrd.engine.privateserve import Serve
 
@@ -101,3 +102,22 @@ def test_one_that_hangs_is_killed_and_started_again(place: Served) -> None:
     assert gone(first)
     daemon.stop()
     daemon.close()
+
+
+# C23, C28
+def test_a_client_starts_one_by_its_address_and_the_next_finds_all(place: Served, rootfs: str) -> None:
+    address = f"serve:{place.top}"
+    with libctrd.connect(address) as client:
+        done = libctrd.run(["sh", "-c", "echo out; exit 7"], rootfs=rootfs, capture_output=True, client=client)
+        assert (done.exit_code, done.stdout) == (7, b"out\n")
+        spec = libctrd.spec.default(["sh", "-c", "sleep 0.3; exit 3"], rootfs)
+        client.create("job", spec).start(libctrd.DETACHED)
+        client.stop_daemon()
+    with libctrd.connect(address) as client:
+        job = client.get("job")
+        assert job.wait(WAIT).code == 3
+        job.clean()
+        assert client.containers() == []
+        client.stop_daemon()
+    with pytest.raises(libctrd.InvalidArgumentError, match="no namespaces"):
+        libctrd.connect(address, namespace="x")

@@ -84,7 +84,8 @@ class Commands(click.Group):
 @click.option(
     "--address",
     metavar="A",
-    help="The engine: local: or local:/DIR; unix:///SOCKET of a containerd; containerd:/DIR for a private one. "
+    help="The engine: local: or local:/DIR; unix:///SOCKET of a containerd, or of what speaks the API of 0.2; "
+    "containerd:/DIR or serve:/DIR for a private one of either. "
     "[env: CTRD_ADDRESS, CONTAINERD_ADDRESS; default: local:]",
 )
 @click.option(

@@ -40,7 +40,8 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
     - ``unix:///run/containerd/containerd.sock``, the socket of a containerd 1.x or 2.x, or just its path; or that of
       a daemon that speaks the API of containerd 0.2, such as `ctrd serve`: which of them it is, it is asked;
     - ``containerd:/DIR``: a private containerd of ours with all of its state in that directory, started when it does
-      not run yet.
+      not run yet;
+    - ``serve:/DIR``: the same with a `ctrd serve`.
 
     When it is ``None`` the environment's ``CTRD_ADDRESS``, else ``CONTAINERD_ADDRESS``, else ``local:`` counts.
     *runtime* is the OCI runtime (a path or a name) for containers that name none: with the local engine crun if it
@@ -58,7 +59,7 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
     scheme, colon, rest = address.partition(":")
     if not colon:
         raise InvalidArgumentError(f"the address {address!r} has no scheme: {_SAY}")
-    if scheme not in ("local", "unix", "containerd"):
+    if scheme not in ("local", "unix", "containerd", "serve"):
         raise UnsupportedError(f"this version of libctrd speaks to no engine at {address!r}: {_SAY}")
     if rest and not rest.startswith("/"):
         raise InvalidArgumentError(f"the directory or socket in the address {address!r} is not absolute: {_SAY}")
@@ -73,7 +74,11 @@ def connect(address: str | None = None, *, runtime: str | None = None, namespace
     if scheme == "unix":
         return Client(*_by_socket(address, namespace, runtime))
     if not rest:
-        raise InvalidArgumentError(f"the address {address!r} names no directory: say containerd:/DIR")
+        raise InvalidArgumentError(f"the address {address!r} names no directory: say {scheme}:/DIR")
+    if scheme == "serve":
+        if namespace is not None:
+            raise InvalidArgumentError("ctrd serve has no namespaces: keep containers apart with serve:/DIR")
+        return Client(*_served(rest, runtime))
     return Client(*_private(rest, _namespace(namespace), runtime))
 
 
@@ -82,7 +87,7 @@ def _namespace(given: str | None) -> str:
 
 
 _DESCRIPTORS = 40  # of gRPC's channel and threads, and of a container and its streams
-_SAY = "say local:, local:/DIR, unix:///SOCKET or containerd:/DIR"
+_SAY = "say local:, local:/DIR, unix:///SOCKET, containerd:/DIR or serve:/DIR"
 
 
 def _local(root: str, runtime: str | None) -> tuple[Engine, str]:
@@ -150,6 +155,25 @@ def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engin
     try:
         daemon.start()
         engine = ContainerdEngine(channel, base, reactor.shared(), runtime, daemon)
+    except BaseException:
+        channel.close()
+        daemon.close()
+        raise
+    return engine, engine.root
+
+
+def _served(state_dir: str, runtime: str | None) -> tuple[Engine, str]:
+    from libctrd import reactor
+    from libctrd.engine.api import ApiEngine
+    from libctrd.engine.channel import Channel
+    from libctrd.engine.daemon import Daemon
+    from libctrd.engine.privateserve import Serve
+
+    daemon = Daemon(Serve(), state_dir)
+    channel = Channel(daemon.address, _namespace(None))
+    try:
+        daemon.start()
+        engine = ApiEngine(channel, os.path.join(daemon.directory, "bundles"), reactor.shared(), runtime, daemon)
     except BaseException:
         channel.close()
         daemon.close()

@@ -41,6 +41,7 @@ class Further(Orphans):
         # shim be killed, they are looked after here. An entry is made before the shim is asked (its pid is 0 then), so
         # that an end that is told before the answer has come finds it. Guarded by the engine's lock.
         self._further: dict[str, dict[str, int]] = {}
+        self._orphaned: set[tuple[str, str]] = set()  # those of them whose shim is known to be gone
 
     def exec(self, request: ExecRequest) -> int:
         """See `Engine.exec`. The shim keeps 63 of them, ended ones that nobody has collected included."""
@@ -114,6 +115,7 @@ class Further(Orphans):
     def _told_end(self, id: str, name: str) -> int:
         """Its end is told, or it never was; returns its pid, 0 when that is not known."""
         with self._lock:
+            self._orphaned.discard((id, name))
             names = self._further.get(id, {})
             pid = names.pop(name, 0)
             if not names:
@@ -137,10 +139,13 @@ class Further(Orphans):
         is told, and of the others that they have ended, once they have.
         """
         with self._lock:
-            names = self._further.pop(id, {})
+            # Until their ends are told they stay in the table: whoever sends one a signal finds its pid there.
+            names = {name: pid for name, pid in self._further.get(id, {}).items() if (id, name) not in self._orphaned}
+            self._orphaned.update((id, name) for name in names)
         ended = shim.read_process_exits(self._directory(id)) if names else {}
         for name, pid in names.items():
             if name in ended:
+                self._told_end(id, name)
                 self._sink(Event(id, "exit", name, ended[name]))
             else:
                 self._watch_orphan(id, pid, name)

@@ -33,7 +33,7 @@ from libctrd.engine.base import (
 )
 from libctrd.engine.latecomer import Latecomer
 from libctrd.engine.localops import LocalOperations
-from libctrd.errors import CtrdError, NotFoundError, UnavailableError, from_os_error
+from libctrd.errors import CtrdError, NotFoundError, UnavailableError, UnsupportedError, from_os_error
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
+RECORD_VERSION = 1
 
 
 _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
@@ -104,7 +105,7 @@ class LocalEngine(Latecomer, LocalOperations):
         path = os.path.join(self._directory(id), RECORD)
         try:
             with open(path, "rb") as file:
-                return _record_decoder.decode(file.read())
+                record = _record_decoder.decode(file.read())
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"
@@ -113,6 +114,12 @@ class LocalEngine(Latecomer, LocalOperations):
             raise from_os_error(error, f"read the record of container {id!r}, {path!r}") from error
         except msgspec.MsgspecError as error:
             raise UnavailableError(f"the record of container {id!r}, {path!r}, is damaged: {error}") from error
+        if record.version > RECORD_VERSION:
+            raise UnsupportedError(
+                f"container {id!r} was made by a later libctrd: its record {path!r} is of version {record.version}, "
+                f"and this one knows {RECORD_VERSION}: use that one, or another state directory"
+            )
+        return record
 
     def snapshot(self, id: str) -> Snapshot:
         """See `Engine.snapshot`."""

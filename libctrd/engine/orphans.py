@@ -35,6 +35,7 @@ class Orphans:
         def record(self, id: str) -> Record: ...
         def snapshot(self, id: str) -> Snapshot: ...
         def _further_pid(self, id: str, name: str) -> int: ...
+        def _told_end(self, id: str, name: str) -> int: ...
         def _arguments(self, record: Record, flags: str) -> list[str]: ...
 
     def _shim_gone(self, id: str) -> bool:
@@ -66,6 +67,7 @@ class Orphans:
                 raise NotFoundError("it has never been known")
             pidfd = proc.pidfd_open(pid)
         except NotFoundError:
+            self._told_end(id, name)
             self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, known=False)))
             return
 
@@ -73,6 +75,7 @@ class Orphans:
             self._reactor.unwatch(pidfd)
             os.close(pidfd)
             now = datetime.now(timezone.utc)
+            self._told_end(id, name)
             self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
 
         self._reactor.watch(pidfd, ended, select.EPOLLIN)
