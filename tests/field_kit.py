@@ -75,7 +75,7 @@ def refused(kind: type[CtrdError], *words: str, state: str | None = None) -> Ite
     for word in words:
         assert word in text, f"{word!r} is not in {text!r}"
     del problem
-    assert more_than(before) == {}
+    assert more_than(before) == {}, more_than(before)
     if state is not None:
         assert nothing_in(state)
 

@@ -99,7 +99,7 @@ LAYERS = (
     ("engine.rootfs",),
     ("engine.containerd",),
     ("engine.apitime", "engine.apiwire"),
-    ("engine.apifeed", "engine.apioperations"),
+    ("engine.apifeed", "engine.apioperations", "engine.apistart"),
     ("engine.api",),
     ("engine",),
     ("once",),

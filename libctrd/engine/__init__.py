@@ -130,8 +130,8 @@ def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[
         server_version(channel)
     except UnsupportedError as error:
         raise UnsupportedError(
-            f"what listens at {channel.address} speaks neither for a containerd 1.x or 2.x, nor the types.API of "
-            "containerd 0.2: name the socket of one of them"
+            f"what listens at {channel.address} is no containerd 1.x or 2.x, and does not speak the types.API of "
+            "containerd 0.2 either: name the socket of one of them"
         ) from error
     if namespace is not None:
         raise InvalidArgumentError(

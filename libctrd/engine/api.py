@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import threading
 import time
 from datetime import datetime, timezone
@@ -20,7 +19,7 @@ import msgspec
 
 from libctrd import directory, ids
 from libctrd import spec as specs
-from libctrd.engine import apifeed, apiwire, cgroups, exitfile, late, startmark, taskio
+from libctrd.engine import apifeed, apistart, apiwire, cgroups, exitfile, late, startmark, taskio
 from libctrd.engine.apioperations import CREATE_SECONDS, Operations, server_version
 from libctrd.engine.apitime import KeptTime
 from libctrd.engine.apiwire import API, ENGINE
@@ -98,7 +97,7 @@ class ApiEngine(Operations):
         return EngineInfo(
             ENGINE,
             self.address,
-            runtime=_runtime_path(self._default_runtime),
+            runtime=apistart.runtime_path(self._default_runtime),
             cgroups="v2" if cgroups.unified() else "v1",
             version=f"{version} ({revision})" if revision else version,
             generation="containerd 0.2 (types.API)",
@@ -189,8 +188,8 @@ class ApiEngine(Operations):
         return Snapshot("stopped", exit=status or exitfile.read(where) or _UNKNOWN)
 
     def _stored_exit(self, id: str, since: int) -> ExitStatus | None:
-        """Its end, from the events after *since* that the daemon has kept. One whose start is among them has just ended when its end
-        is not: that is waited for a moment.
+        """Its end, from the events after *since* that the daemon has kept. One whose start is among them has just ended
+        when its end is not: that is waited for a moment.
         """
         with self._feed.waiting(id) as waits:
             stored = self._stored(id, since)
@@ -243,7 +242,7 @@ class ApiEngine(Operations):
             id=id,
             bundle=bundle,
             created_at=datetime.now(timezone.utc),
-            runtime=_runtime_path(runtime),
+            runtime=apistart.runtime_path(runtime),
             runtime_args=wanted.runtime_args,
             labels=wanted.labels,
             terminal=bool((process or {}).get("terminal")),
@@ -296,7 +295,7 @@ class ApiEngine(Operations):
             os.close(lock)
 
     def create(self, request: CreateRequest) -> int:
-        """See `Engine.create`. The events are read from before the call on: the end may overtake its answer."""
+        """See `Engine.create`. It is in the table before the call: the event of its end may overtake the answer."""
         try:
             return self._create(request)
         finally:
@@ -304,7 +303,7 @@ class ApiEngine(Operations):
 
     def _create(self, request: CreateRequest) -> int:
         record = request.record
-        stdin, stdout, stderr = _streams(request)
+        stdin, stdout, stderr = apistart.streams(request)
         where, name = os.path.split(os.path.abspath(request.checkpoint)) if request.checkpoint else ("", "")
         wire = API.CreateContainerRequest(
             id=record.id,
@@ -361,7 +360,7 @@ class ApiEngine(Operations):
         try:
             snapshot = self.snapshot(id)
             if snapshot.status == "created":
-                self._feed.started(id, INIT, 0)
+                self._feed.is_to_start(id)
             elif snapshot.exit is not None and snapshot.exit.known:
                 self._feed.tell(id, INIT, snapshot.exit)
             elif snapshot.exit is not None:
@@ -404,11 +403,11 @@ class ApiEngine(Operations):
 
     def delete(self, id: str, force: bool = False) -> None:
         """See `Engine.delete`. While the daemon is away it is put off until it is back."""
+        where = self._directory(id)
         self._start_is_over(id)  # one that failed before it came to `create`
         record = None
         with contextlib.suppress(CtrdError):
             record = self._own_record(id)
-        where = self._directory(id)
         try:
             if force or (startmark.is_left(where) and exitfile.read(where) is None):
                 self._end(id, record)
@@ -482,30 +481,3 @@ def _foreign(container: Any) -> Record:
         labels=dict(label.partition("=")[::2] for label in container.labels),
         foreign=True,
     )
-
-
-def _streams(request: CreateRequest) -> tuple[str, str, str]:
-    """The names of stdin, stdout and stderr. Raises `UnsupportedError` for what the daemon cannot do with output."""
-    if request.auto_remove:
-        raise unsupported(ENGINE, "remove a container by itself once it has ended", "leave --rm out")
-    if request.unattended == "hold" or not (request.stdout or request.stderr):
-        return request.stdin, request.stdout, request.stderr
-    if request.attended:
-        raise unsupported(
-            ENGINE,
-            f"{request.unattended} output once its reader has gone",
-            "say unattended='hold', or start it with stdio=DETACHED",
-        )
-    if request.unattended == "log":
-        raise unsupported(ENGINE, "log output", "say unattended='hold' or 'discard'")
-    return request.stdin, "", ""
-
-
-def _runtime_path(name: str) -> str:
-    """The path of an OCI runtime; none for none: the daemon's own choice. `NotFoundError`: it is not on this host."""
-    if not name:
-        return ""
-    path = name if "/" in name else shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
-    if path is None or not os.access(path, os.X_OK) or os.path.isdir(path):
-        raise NotFoundError(f"there is no OCI runtime {name!r}: install it, or name another (runtime=)")
-    return os.path.abspath(path)

@@ -105,13 +105,17 @@ class Feed:
     # ---- what is watched -----------------------------------------------------------------------------------------
 
     def add(self, id: str, name: str, *, since: int, pid: int = 0, paused: bool = False) -> bool:
-        """From now on its end is told. *pid* is 0 for one that this client is about to start. False: it is already."""
+        """From now on its end is told. *pid* is 0 for one that this client is about to start. False: it is already.
+
+        Of such a one the stream is begun once it runs: it tells what was before, and a failed start costs none.
+        """
         with self._lock:
             new = (id, name) not in self._live
             if new:
                 live = self._live[id, name] = Live(id, name, since, pid, not pid)
                 live.paused = paused
-        self.start()
+        if pid:
+            self.start()
         return new
 
     def started(self, id: str, name: str, pid: int) -> None:
@@ -120,6 +124,14 @@ class Feed:
             live = self._live.get((id, name))
             if live is not None:
                 live.pid = pid or -1
+        self.start()
+
+    def is_to_start(self, id: str) -> None:
+        """A look has shown that the container has no pid yet."""
+        with self._lock:
+            live = self._live.get((id, INIT))
+            if live is not None:
+                live.pid = 0
 
     def forget(self, id: str, name: str | None = None) -> None:
         """Its end, or that of every process of the container, was told, or is nobody's business any more."""

@@ -9,7 +9,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from libctrd import protos
+from libctrd import ids, protos
 from libctrd.engine import apiwire, taskio
 from libctrd.engine.apiwire import API, ENGINE
 from libctrd.engine.base import Ends, ProcessSnapshot, unsupported
@@ -75,7 +75,7 @@ class Operations:
     def _containers(self, id: str = "") -> list[Any]:
         """What the daemon tells of one container, or of all. `NotFoundError`: it has no such container."""
         doing = f"look at container {id!r}" if id else "list the containers"
-        return list(self._call("State", API.StateRequest(id=id), doing).containers)
+        return list(self._call("State", API.StateRequest(id=ids.check(id) if id != "" else ""), doing).containers)
 
     def _container(self, id: str) -> Any | None:
         """One of the daemon's, or ``None``: it forgets each that has ended."""
