@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from containerd_kit import until
 from engine_kit import OLD_CONTAINERD, ContainerdPlace, Place, _places, need, need_runtime, on_host
@@ -56,7 +57,8 @@ class ApiPlace(Place):
         finally:
             self.daemon.remove()
             del _places[self.root]
-            shutil.rmtree(self._base)
+            for place in Path(self._base).parent.glob(f"{os.path.basename(self._base)}*"):
+                shutil.rmtree(place)  # also where the directories of mapped roots lay (C19)
 
 
 class OldContainerd(Served):
