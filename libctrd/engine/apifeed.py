@@ -95,6 +95,7 @@ class Feed:
         self._waits: dict[str, list[Waits]] = {}
         self._thread: Worker | None = None
         self._closing = threading.Event()
+        self._asked = threading.Event()
         self._stream: Any = None
         self._everything_since = 0  # when that was asked for, in nanoseconds since 1970
         # Only the thread of the stream touches these.
@@ -215,11 +216,12 @@ class Feed:
     # ---- the stream ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts to read the stream of events. Idempotent."""
+        """Starts to read the stream of events; returns once that was asked for, or cannot be. Idempotent."""
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._thread = Worker(self._run, "ctrd-api")
                 self._thread.start()
+        self._asked.wait(LAST_BACKOFF)
 
     def close(self) -> None:
         """Ends the stream; returns when nothing is told any more. Idempotent."""
@@ -241,6 +243,7 @@ class Feed:
                 since = max(1, self._since - OVERLAP) if again else self._since
                 request = apiwire.events_request(since)
                 self._stream = self._channel.stream("types.API/Events", request, doing="read the events of containerd")
+                self._asked.set()
                 if self._closing.is_set():  # `close` may have looked for a stream before there was this one
                     self._stream.cancel()
                 if again:
@@ -254,6 +257,7 @@ class Feed:
             except Exception:  # a sink, or a message that no daemon sends: no exit is lost for that
                 log.exception("the events of %s could not be handled", self._channel.address)
             self._stream = None
+            self._asked.set()
             again = True
             if time.monotonic() - began > LASTED:
                 backoff = FIRST_BACKOFF
