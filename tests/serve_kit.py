@@ -46,6 +46,7 @@ class Served:
         assert line.startswith(b"ctrd serves"), line
         self.channel.close()  # gRPC would try again only after a while
         self.channel = grpc.insecure_channel(f"unix://{self.socket}")
+        self.call("GetServerVersion")  # its socket is there before a test counts those that there are
 
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "libctrd.cli", "--state-dir", self.state, *self.options, "serve"]
