@@ -12,17 +12,26 @@ void no_streams(struct streams *io)
 	io->tty_out.start = io->tty_out.end = io->tty_in.start = io->tty_in.end = 0;
 }
 
-/* -1 and errno for what cannot be opened, or is no fifo. */
+/*
+ * -1 and errno for what cannot be opened, or is no fifo. It is opened through a handle and not with O_NOFOLLOW itself, for
+ * that would be one of its flags for good: CRIU opens it with the same ones again, at /proc/self/fd, which is a link.
+ */
 static int open_fifo(const char *path, int flags)
 {
-	struct stat st;
-	int fd = open(path, flags | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+	char handle_path[32];
+	struct stat st = {0};
+	int fd = -1, number, handle = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 
-	if (fd >= 0 && (fstat(fd, &st) < 0 || !S_ISFIFO(st.st_mode))) {
-		close(fd);
-		errno = EINVAL;
-		fd = -1;
-	}
+	if (handle < 0)
+		return -1;
+	snprintf(handle_path, sizeof handle_path, "/proc/self/fd/%d", handle);
+	if (fstat(handle, &st) < 0 || !S_ISFIFO(st.st_mode))
+		errno = S_ISLNK(st.st_mode) ? ELOOP : EINVAL;
+	else
+		fd = open(handle_path, flags | O_NONBLOCK | O_CLOEXEC);
+	number = errno;
+	close(handle);
+	errno = number;
 	return fd;
 }
 

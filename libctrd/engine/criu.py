@@ -5,18 +5,29 @@ The runtime drives CRIU; here is asked first whether it can run at all, for a du
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import stat
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+import msgspec
+
 from libctrd._checks import one_line
-from libctrd.engine import cgroups
+from libctrd.engine import cgroups, shim
 from libctrd.engine import runtime as runtimes
-from libctrd.errors import RuntimeFailedError, UnsupportedError, from_os_error
+from libctrd.errors import InvalidArgumentError, RuntimeFailedError, UnsupportedError, from_os_error
 
 _ELSEWHERE: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _LOGS: Final = ("dump.log", "restore.log")
 _ALLOWED: Final = ("--tcp-established", "--ext-unix-sk")
+
+_STREAMS: Final = "ctrd-streams.json"
+_KEY: Final = re.compile(r"file\[[0-9a-f]{1,8}:[0-9a-f]{1,16}\]")
+_NAMES: Final = ("stdin", "stdout", "stderr")
+_streams_decoder = msgspec.json.Decoder(dict[str, int])
 
 
 def require(runtime: str) -> None:
@@ -74,3 +85,103 @@ def explained(error: RuntimeFailedError, work: str) -> RuntimeFailedError:
         return error
     text = f"{error}: CRIU says: {one_line('; '.join(line.strip() for line in told[-3:]))}"
     return RuntimeFailedError(text, output=error.output, exit_code=error.exit_code)
+
+
+# ---- the fifos -------------------------------------------------------------------------------------------------------
+#
+# The fifos of a container lie outside of what it sees, so CRIU cannot write down how to open them again. It is told that
+# they are external ("file[MOUNT:INODE]", both in hexadecimal), and at a restore which of the descriptors that the runtime
+# passes on as 0, 1 and 2 stands for each. What is unread in the fifo of stdin is part of the checkpoint; what was written
+# to the others lies in the old fifos still, for whoever reads those.
+
+
+def streams(pids: Iterable[int], stderr: tuple[int, int] | None) -> dict[str, int]:
+    """The fifos from outside that those processes have open, as CRIU names them, each with its descriptor at a restore.
+
+    *stderr* is the device and the inode of that fifo: what is written to is stdout otherwise.
+    """
+    found: dict[str, int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            mounts = _mounts(pid)
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError, KeyError, ValueError):  # it was closed
+                    about = os.stat(f"/proc/{pid}/fd/{name}")
+                    info = _descriptor(pid, name)
+                    mount = int(info["mnt_id"])
+                    # A pipe without a name says of itself that it lies on a mount of the kernel's, not on one of a path.
+                    named = os.readlink(f"/proc/{pid}/fd/{name}").startswith("/")
+                    if stat.S_ISFIFO(about.st_mode) and named and mount not in mounts:
+                        reads = int(info["flags"], 8) & os.O_ACCMODE == os.O_RDONLY
+                        number = 0 if reads else 2 if (about.st_dev, about.st_ino) == stderr else 1
+                        found[f"file[{mount:x}:{about.st_ino:x}]"] = number
+    return found
+
+
+def _mounts(pid: int) -> set[int]:
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
+        return {int(line.split()[0]) for line in file}
+
+
+def _descriptor(pid: int, name: str) -> dict[str, str]:
+    with open(f"/proc/{pid}/fdinfo/{name}", encoding="utf-8") as file:
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in file)}
+
+
+@contextlib.contextmanager
+def configured(directory: str, option: str, keys: dict[str, int]) -> Iterator[None]:
+    """For the time of one call of the runtime: CRIU is told of the fifos, after what the caller's own file tells it."""
+    path = os.path.join(directory, shim.CRIU_FILE)
+    said = {"external": "external {0}", "inherit-fd": "inherit-fd fd[{1}]:{0}"}[option]
+    own = os.environ.get(shim.CRIU_VARIABLE)
+    try:
+        text = ""
+        if own:
+            with contextlib.suppress(FileNotFoundError), open(own, encoding="utf-8") as file:
+                text = file.read() + "\n"
+        text += "".join(said.format(key, number) + "\n" for key, number in keys.items())
+        with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(text)
+    except OSError as error:
+        raise from_os_error(error, f"write the options for CRIU, {path!r}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the container is gone
+            os.unlink(path)
+
+
+def keep(path: str, keys: dict[str, int]) -> None:
+    """Writes beside the checkpoint in *path* which fifos a restore from it has to have."""
+    name = os.path.join(path, _STREAMS)
+    try:
+        with open(name, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(msgspec.json.encode(keys))
+    except OSError as error:
+        raise from_os_error(error, f"write {name!r}") from error
+
+
+def kept(path: str, given: tuple[str, str, str]) -> dict[str, int]:
+    """What `keep` has written; nothing for a checkpoint that was made by other hands.
+
+    *given* are the fifos of the start, "" for ``/dev/null``. Raises `InvalidArgumentError` when the checkpoint wants one
+    that is not there, for CRIU puts nothing else into its place; and for a file that is damaged.
+    """
+    name = os.path.join(path, _STREAMS)
+    try:
+        with open(name, "rb") as file:
+            keys = _streams_decoder.decode(file.read())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise from_os_error(error, f"read {name!r}") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidArgumentError(f"the checkpoint {path!r} is damaged: {name!r}: {error}") from error
+    if not all(_KEY.fullmatch(key) and number in (0, 1, 2) for key, number in keys.items()):
+        raise InvalidArgumentError(f"the checkpoint {path!r} is damaged: {name!r} names no fifos")
+    missing = sorted({_NAMES[number] for number in keys.values() if not given[number]})
+    if missing:
+        raise InvalidArgumentError(
+            f"the checkpoint {path!r} was made with {' and '.join(missing)} in use: start from it with PIPE, not NULL"
+        )
+    return keys

@@ -209,9 +209,16 @@ class LocalEngine(Latecomer, LocalOperations):
     def create(self, request: CreateRequest) -> int:
         """See `Engine.create`."""
         record = request.record
-        if request.checkpoint:
-            criu.require_restore(record.runtime)
         where = self._directory(record.id)
+        with contextlib.ExitStack() as stack:
+            if request.checkpoint:
+                criu.require_restore(record.runtime)
+                keys = criu.kept(request.checkpoint, (request.stdin, request.stdout, request.stderr))
+                stack.enter_context(criu.configured(where, "inherit-fd", keys))
+            return self._create(request, where)
+
+    def _create(self, request: CreateRequest, where: str) -> int:
+        record = request.record
         flags = "".join(
             letter
             for letter, wanted in {

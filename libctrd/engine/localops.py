@@ -90,13 +90,27 @@ class LocalOperations(Further):
         work = os.path.join(self._directory(id), f"criu-{os.urandom(8).hex()}")
         try:
             os.mkdir(work, 0o700)
-            self._call(id, "checkpoint", *criu.words(path, work, runtime=runtime, leave_running=leave_running))
+            keys = self._streams(id)
+            with criu.configured(self._directory(id), "external", keys):
+                self._call(id, "checkpoint", *criu.words(path, work, runtime=runtime, leave_running=leave_running))
+            criu.keep(path, keys)
         except BaseException as error:
             told = criu.explained(error, work) if isinstance(error, RuntimeFailedError) else error
             directory.remove_tree(path)
             raise told from error
         finally:
             directory.remove_tree(work)
+
+    def _streams(self, id: str) -> dict[str, int]:
+        """The fifos that its processes have open, as a checkpoint names them."""
+        ends = shim.descriptors(self._directory(id))
+        try:
+            about = os.fstat(ends["e"]) if "e" in ends else None
+        finally:
+            for fd in ends.values():
+                os.close(fd)
+        pids = self.pids(id) if self.record(id).cgroup else [self.snapshot(id).pid]
+        return criu.streams(pids, (about.st_dev, about.st_ino) if about is not None else None)
 
     def _call(self, id: str, doing: str, *words: str) -> None:
         """Has the shim call the runtime with *words* and the id, after what it is at just now."""

@@ -33,6 +33,10 @@ PROCESS_RECORD = "exec-*.exit"
 EXIT_RECORD = "exit.json"
 EXIT_ROOM = "exit.tmp"
 PID_FILE = "pid"
+CRIU_FILE = "criu.conf"
+"""Options that CRIU reads of itself, when there is such a file: each runtime hands `CRIU_VARIABLE` on to it, which names
+it. So a container's spec needs no annotation for them, nor the runtime an option."""
+CRIU_VARIABLE = "CRIU_CONFIG_FILE"
 
 PACKET = 16384
 START_SECONDS = 60.0
@@ -307,7 +311,7 @@ class Shim:
                     self.pid = proc.spawn(
                         [PROGRAM, *arguments],
                         fds={3: its.fileno(), 4: handle},
-                        env=environment_for_runtime(),
+                        env={**environment_for_runtime(), CRIU_VARIABLE: os.path.join(directory, CRIU_FILE)},
                         new_session=True,
                     )
                 finally:
