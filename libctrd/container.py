@@ -364,7 +364,8 @@ class Container:
         """Writes its state into the directory *path*, which is made, with CRIU; ends it unless *leave_running* (C20).
 
         Open TCP connections and external unix sockets are allowed. ``start(checkpoint=path)`` of a container of the
-        same spec goes on from there. Raises `RuntimeFailedError` with what the runtime said; it runs on then.
+        same spec goes on from there, with pipes of its own if this one has any. What `exec` started is no part of
+        it. Raises `RuntimeFailedError` with what the runtime said; it runs on then.
         """
         path = _path(path, "checkpoint")
         with self._client._locked(self.id):

@@ -214,7 +214,7 @@ def test_from_a_checkpoint_it_goes_on(client: Client, engine: Place, spec: Make,
     if not _criu_works():
         pytest.skip("criu does not work on this host: `criu check` says why")
     if engine.runtime_name == "crun" and os.path.isdir("/sys/fs/cgroup/unified"):
-        pytest.skip("crun restores nothing where cgroup v1 and v2 are side by side")
+        pytest.skip("crun cannot do it where cgroup v1 and v2 are side by side")
     container = client.create("other", spec("n=0; while :; do n=$((n+1)); usleep 100000; done"))
     container.start(NULL)
     container.checkpoint(str(tmp_path / "state"))

@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -24,6 +23,8 @@ _ELSEWHERE: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _LOGS: Final = ("dump.log", "restore.log")
 _ALLOWED: Final = ("--tcp-established", "--ext-unix-sk")
 
+_NOISE: Final = ("rlimit:", "cg: cgroupd:")
+"""What CRIU calls an error though it goes on, or says after the one that matters."""
 _STREAMS: Final = "ctrd-streams.json"
 _KEY: Final = re.compile(r"file\[[0-9a-f]{1,8}:[0-9a-f]{1,16}\]")
 _NAMES: Final = ("stdin", "stdout", "stderr")
@@ -37,6 +38,13 @@ def require(runtime: str) -> None:
         raise UnsupportedError(
             f"CRIU cannot run here: {runtime} was built without it: create the container with runtime='runc'"
         )
+    # Where v2 is hidden from crun a container of it is in the topmost cgroup of v2, and CRIU takes in all that is
+    # below: a restore would make it all again, the cgroups of every other container too.
+    if runtimes.find(runtime).hide_unified or ("crun" in said and os.path.isdir(cgroups.UNIFIED)):
+        raise UnsupportedError(
+            "CRIU cannot run here: with crun it cannot tell the cgroups of a container where v1 and v2 are side by "
+            "side: create the container with runtime='runc'"
+        )
     criu = shutil.which("criu", path=os.pathsep.join((os.environ.get("PATH", ""), _ELSEWHERE)))
     if criu is None:
         raise UnsupportedError("CRIU cannot run here: there is no program criu: install it")
@@ -45,16 +53,6 @@ def require(runtime: str) -> None:
     errors = [line.partition("): ")[2] or line for line in said.splitlines() if line.startswith("Error")]
     if errors:
         raise UnsupportedError(f"CRIU cannot run here: {one_line('; '.join(errors))}")
-
-
-def require_restore(runtime: str) -> None:
-    """Like `require`, for a restore: crun can do none where cgroup v1 and v2 are side by side."""
-    require(runtime)
-    if os.path.basename(runtime) == "crun" and os.path.isdir(cgroups.UNIFIED):
-        raise UnsupportedError(
-            "CRIU cannot run here: crun restores nothing where cgroup v1 and v2 are side by side: "
-            "create the container with runtime='runc'"
-        )
 
 
 def prepare(id: str, path: str) -> None:
@@ -73,32 +71,32 @@ def words(path: str, work: str, *, runtime: str, leave_running: bool) -> list[st
 
 
 def explained(error: RuntimeFailedError, work: str) -> RuntimeFailedError:
-    """*error* with what CRIU itself has written into its log in the directory *work*."""
-    told = []
+    """*error* with what CRIU itself has written into its log in the directory *work*: the first that went wrong."""
+    told: list[str] = []
     for name in _LOGS:
         try:
             with open(os.path.join(work, name), encoding="utf-8", errors="replace") as file:
                 told += [line.partition("): ")[2] or line for line in file if "Error" in line]
         except OSError:
             continue  # it did not come so far
+    told = [line.strip() for line in told if not line.startswith(_NOISE)]
     if not told:
         return error
-    text = f"{error}: CRIU says: {one_line('; '.join(line.strip() for line in told[-3:]))}"
+    text = f"{error}: CRIU says: {one_line('; '.join(told[:3]))}"
     return RuntimeFailedError(text, output=error.output, exit_code=error.exit_code)
 
 
 # ---- the fifos -------------------------------------------------------------------------------------------------------
 #
-# The fifos of a container lie outside of what it sees, so CRIU cannot write down how to open them again. It is told that
-# they are external ("file[MOUNT:INODE]", both in hexadecimal), and at a restore which of the descriptors that the runtime
-# passes on as 0, 1 and 2 stands for each. What is unread in the fifo of stdin is part of the checkpoint; what was written
-# to the others lies in the old fifos still, for whoever reads those.
+# The fifos of a container lie outside of what it sees, so CRIU cannot write down how to open them again. It is told
+# that they are external ("file[MOUNT:INODE]", both in hexadecimal), and at a restore which of the descriptors that the
+# runtime passes on as 0, 1 and 2 stands for each. What is unread in the fifo of stdin is part of the checkpoint; what
+# was written to the others lies in the old fifos still, for whoever reads those.
 
 
-def streams(pids: Iterable[int], stderr: tuple[int, int] | None) -> dict[str, int]:
-    """The fifos from outside that those processes have open, as CRIU names them, each with its descriptor at a restore.
-
-    *stderr* is the device and the inode of that fifo: what is written to is stdout otherwise.
+def streams(pids: Iterable[int], fifos: dict[tuple[int, int], int]) -> dict[str, int]:
+    """Those of *fifos* that the processes *pids* have open from outside, as CRIU names them, each with its descriptor
+    at a restore. *fifos* has that by device and inode. A descriptor stands for one fifo only: CRIU uses it up.
     """
     found: dict[str, int] = {}
     for pid in pids:
@@ -107,13 +105,9 @@ def streams(pids: Iterable[int], stderr: tuple[int, int] | None) -> dict[str, in
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError, KeyError, ValueError):  # it was closed
                     about = os.stat(f"/proc/{pid}/fd/{name}")
-                    info = _descriptor(pid, name)
-                    mount = int(info["mnt_id"])
-                    # A pipe without a name says of itself that it lies on a mount of the kernel's, not on one of a path.
-                    named = os.readlink(f"/proc/{pid}/fd/{name}").startswith("/")
-                    if stat.S_ISFIFO(about.st_mode) and named and mount not in mounts:
-                        reads = int(info["flags"], 8) & os.O_ACCMODE == os.O_RDONLY
-                        number = 0 if reads else 2 if (about.st_dev, about.st_ino) == stderr else 1
+                    number = fifos.get((about.st_dev, about.st_ino))
+                    mount = _mount_of(pid, name) if number is not None else 0
+                    if number is not None and mount not in mounts and number not in found.values():
                         found[f"file[{mount:x}:{about.st_ino:x}]"] = number
     return found
 
@@ -123,9 +117,9 @@ def _mounts(pid: int) -> set[int]:
         return {int(line.split()[0]) for line in file}
 
 
-def _descriptor(pid: int, name: str) -> dict[str, str]:
+def _mount_of(pid: int, name: str) -> int:
     with open(f"/proc/{pid}/fdinfo/{name}", encoding="utf-8") as file:
-        return {key: value.strip() for key, _, value in (line.partition(":") for line in file)}
+        return int(dict(line.split(":", 1) for line in file)["mnt_id"])
 
 
 @contextlib.contextmanager
@@ -164,8 +158,8 @@ def keep(path: str, keys: dict[str, int]) -> None:
 def kept(path: str, given: tuple[str, str, str]) -> dict[str, int]:
     """What `keep` has written; nothing for a checkpoint that was made by other hands.
 
-    *given* are the fifos of the start, "" for ``/dev/null``. Raises `InvalidArgumentError` when the checkpoint wants one
-    that is not there, for CRIU puts nothing else into its place; and for a file that is damaged.
+    *given* are the fifos of the start, "" for ``/dev/null``. Raises `InvalidArgumentError` when the checkpoint wants
+    one that is not there, for CRIU puts nothing else into its place; and for a file that is damaged.
     """
     name = os.path.join(path, _STREAMS)
     try:

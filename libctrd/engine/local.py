@@ -33,7 +33,14 @@ from libctrd.engine.base import (
 )
 from libctrd.engine.latecomer import Latecomer
 from libctrd.engine.localops import LocalOperations
-from libctrd.errors import CtrdError, NotFoundError, UnavailableError, UnsupportedError, from_os_error
+from libctrd.errors import (
+    CtrdError,
+    NotFoundError,
+    RuntimeFailedError,
+    UnavailableError,
+    UnsupportedError,
+    from_os_error,
+)
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
@@ -210,12 +217,15 @@ class LocalEngine(Latecomer, LocalOperations):
         """See `Engine.create`."""
         record = request.record
         where = self._directory(record.id)
-        with contextlib.ExitStack() as stack:
-            if request.checkpoint:
-                criu.require_restore(record.runtime)
-                keys = criu.kept(request.checkpoint, (request.stdin, request.stdout, request.stderr))
-                stack.enter_context(criu.configured(where, "inherit-fd", keys))
+        if not request.checkpoint:
             return self._create(request, where)
+        criu.require(record.runtime)
+        keys = criu.kept(request.checkpoint, (request.stdin, request.stdout, request.stderr))
+        with criu.configured(where, "inherit-fd", keys):
+            try:
+                return self._create(request, where)
+            except RuntimeFailedError as error:
+                raise criu.explained(error, request.checkpoint) from error
 
     def _create(self, request: CreateRequest, where: str) -> int:
         record = request.record

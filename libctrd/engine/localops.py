@@ -102,15 +102,19 @@ class LocalOperations(Further):
             directory.remove_tree(work)
 
     def _streams(self, id: str) -> dict[str, int]:
-        """The fifos that its processes have open, as a checkpoint names them."""
+        """The fifos of init that its processes have open, as a checkpoint names them."""
+        init = self.snapshot(id).pid
         ends = shim.descriptors(self._directory(id))
         try:
-            about = os.fstat(ends["e"]) if "e" in ends else None
+            about = {letter: os.fstat(fd) for letter, fd in ends.items()}
         finally:
             for fd in ends.values():
                 os.close(fd)
-        pids = self.pids(id) if self.record(id).cgroup else [self.snapshot(id).pid]
-        return criu.streams(pids, (about.st_dev, about.st_ino) if about is not None else None)
+        if "i" not in about:  # its end was told: the shim has let go of it
+            with contextlib.suppress(OSError):
+                about["i"] = os.stat(f"/proc/{init}/fd/0")
+        fifos = {(found.st_dev, found.st_ino): "ioe".index(letter) for letter, found in about.items()}
+        return criu.streams([init, *(self.pids(id) if self.record(id).cgroup else ())], fifos)
 
     def _call(self, id: str, doing: str, *words: str) -> None:
         """Has the shim call the runtime with *words* and the id, after what it is at just now."""

@@ -34,8 +34,8 @@ EXIT_RECORD = "exit.json"
 EXIT_ROOM = "exit.tmp"
 PID_FILE = "pid"
 CRIU_FILE = "criu.conf"
-"""Options that CRIU reads of itself, when there is such a file: each runtime hands `CRIU_VARIABLE` on to it, which names
-it. So a container's spec needs no annotation for them, nor the runtime an option."""
+"""Options that CRIU reads of itself, when there is such a file: each runtime hands `CRIU_VARIABLE` on to it, which
+names it. So a container's spec needs no annotation for them, nor the runtime an option."""
 CRIU_VARIABLE = "CRIU_CONFIG_FILE"
 
 PACKET = 16384
