@@ -13,7 +13,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -49,12 +49,16 @@ class Ctrd:
         """``ctrd run --rootfs R ARGS``."""
         return self("run", "--rootfs", self.rootfs, *args, **settings)
 
-    def popen(self, *args: str, **settings: Any) -> subprocess.Popen[bytes]:
-        """``ctrd ARGS``, under way. It is killed when the test ends first."""
+    def popen(self, *args: str, through: Sequence[str] = (), **settings: Any) -> subprocess.Popen[bytes]:
+        """``ctrd ARGS``, under way. It is killed when the test ends first.
+
+        *through* is a command that sets up its own process and then is it. Never ``preexec_fn``: that runs in a fork of
+        this process, in which gRPC makes its descriptors and threads anew, and now and then ends it.
+        """
         for stream in ("stdin", "stdout", "stderr"):
             settings.setdefault(stream, subprocess.DEVNULL if stream == "stdin" else subprocess.PIPE)
         settings.setdefault("env", self.environment)
-        process = subprocess.Popen([*self.program, *args], **settings)
+        process = subprocess.Popen([*through, *self.program, *args], **settings)
         self.started.append(process)
         return process
 
@@ -155,11 +159,7 @@ class Terminal:
     def own(self) -> dict[str, Any]:
         """What makes it the controlling terminal of a new process, with all its streams on it: for `Ctrd.popen`."""
 
-        def take() -> None:
-            os.setsid()
-            fcntl.ioctl(self.program, termios.TIOCSCTTY, 0)
-
-        return {"stdin": self.program, "stdout": self.program, "stderr": self.program, "preexec_fn": take}
+        return {"stdin": self.program, "stdout": self.program, "stderr": self.program, "through": ("setsid", "--ctty")}
 
     def close(self) -> None:
         os.close(self.user)

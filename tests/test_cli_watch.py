@@ -50,7 +50,10 @@ def test_events_of_all_containers_are_told(each_ctrd: Ctrd) -> None:
         ["exit", "one", "code=3"]
     ]
     assert [line[0] for line in told if line[1] == id] == ["start-container", "pause", "resume", "exit"]
-    assert next(line[2] for line in told if line[0] == "start-container").startswith("pid=")
+    if (
+        each_ctrd.engine.kind != "api"
+    ):  # whose events carry no pid, and one that has ended by now cannot be asked for it
+        assert next(line[2] for line in told if line[0] == "start-container").startswith("pid=")
 
 
 def test_events_are_filtered_and_come_as_json(ctrd: Ctrd) -> None:
