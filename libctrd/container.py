@@ -13,7 +13,8 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, get_args
 
-from libctrd import directory, ids, proc, starting
+from libctrd import directory as directories
+from libctrd import ids, proc, starting
 from libctrd import spec as specs
 from libctrd._checks import seconds_of, terminal_size
 from libctrd.changes import Changes
@@ -208,7 +209,7 @@ class Container:
                 unattended=unattended,
                 log_file=log or "",
                 drain_timeout=drain_timeout,
-                auto_remove=auto_remove and not directory.clean_disabled(),
+                auto_remove=auto_remove and not directories.clean_disabled(),
                 checkpoint=_path(checkpoint, "checkpoint") if checkpoint is not None else "",
             )
             try:
@@ -371,6 +372,18 @@ class Container:
         with self._client._locked(self.id):
             self._require_running()
             self._client._engine.checkpoint(self.id, path, leave_running)
+
+    def checkpoints(self, directory: str | None = None) -> list[str]:
+        """The paths of the checkpoints in *directory*; without one in ``checkpoints`` of its bundle (C20).
+
+        Raises `NotFoundError` when there is no such directory.
+        """
+        where = os.path.join(self.bundle, "checkpoints") if directory is None else _path(directory, "directory")
+        return directories.subdirectories(where)
+
+    def delete_checkpoint(self, path: str) -> None:
+        """Removes the checkpoint in the directory *path*, and all in it. One that is not there is success (C20)."""
+        directories.remove_tree(_path(path, "path"))
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""

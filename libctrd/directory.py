@@ -123,6 +123,14 @@ def lock(path: str, wait: bool = False) -> int:
         os.close(fd)
 
 
+def subdirectories(path: str) -> list[str]:
+    """The paths of the directories in the directory *path*, in order. Raises `NotFoundError` when that is not there."""
+    try:
+        return sorted(entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        raise from_os_error(error, f"list the directory {path!r}") from error
+
+
 def clean_disabled() -> bool:
     """True when the environment asks that directories are kept (C2)."""
     return os.environ.get(NOCLEAN) == "1"

@@ -210,6 +210,21 @@ def test_where_criu_cannot_run_that_is_said_before_anything_is_touched(web: Cont
     assert web.status == "running"
 
 
+def test_checkpoints_are_listed_and_deleted(web: Container, tmp_path: Path) -> None:  # C20
+    for name in ("two", "one"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    (tmp_path / "file").write_text("no checkpoint")
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert web.checkpoints(str(tmp_path)) == [str(tmp_path / "one"), str(tmp_path / "two")]
+    web.delete_checkpoint(str(tmp_path / "two"))
+    web.delete_checkpoint(str(tmp_path / "never"))
+    assert web.checkpoints(str(tmp_path)) == [str(tmp_path / "one")]
+    with pytest.raises(NotFoundError, match="checkpoints"):
+        web.checkpoints()
+    with pytest.raises(InvalidArgumentError):
+        web.delete_checkpoint("")
+
+
 def test_from_a_checkpoint_it_goes_on(client: Client, engine: Place, spec: Make, tmp_path: Path) -> None:  # C8, C20
     if not _criu_works():
         pytest.skip("criu does not work on this host: `criu check` says why")
