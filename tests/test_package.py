@@ -74,6 +74,7 @@ LAYERS = (
         "engine.pidfile",
         "engine.startmark",
         "engine.usage",
+        "engine.details",
         "engine.criu",
     ),
     ("engine.further", "engine.newcomers"),

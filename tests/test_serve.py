@@ -83,7 +83,13 @@ def test_what_is_asked_of_a_container_that_runs(served: Served, rootfs: str) -> 
     )
     assert added.systemPid > 0
     events.until("exit", "c", "p")
-    assert served.call("Stats", id="c").cgroup_stats.memory_stats.usage.limit == 64 << 20
+    before = served.call("Stats", id="c").cgroup_stats
+    assert before.memory_stats.usage.limit == 64 << 20
+    assert len(before.cpu_stats.cpu_usage.percpu_usage) >= (os.cpu_count() or 1), "clients count the processors by it"
+    assert sum(before.cpu_stats.cpu_usage.percpu_usage) > 0
+    assert {"cache", "file"} & set(before.memory_stats.stats)
+    served.call("UpdateProcess", id="c", pid="init", width=80, height=24)  # without a terminal it does nothing
+    assert served.call("State", id="c").containers[0].runtime.endswith(served.options[1])
     served.call("UpdateContainer", id="c", resources={"pidsLimit": 17, "memoryLimit": 32 << 20})
     stats = served.call("Stats", id="c").cgroup_stats
     assert (stats.pids_stats.limit, stats.memory_stats.usage.limit) == (17, 32 << 20)
@@ -184,6 +190,8 @@ def test_refusals_have_the_texts_that_clients_look_for(served: Served, rootfs: s
     assert "no such file or directory" in text("CreateContainer", id="d", bundlePath="/no/such/place")
     assert text("CreateContainer", id="c", bundlePath=bundle.path).endswith("file exists")
     assert "executable file not found" in text("AddProcess", id="c", pid="x", args=["nosuch"], env=["PATH=/bin"])
+    served.call("AddProcess", id="c", pid="twice", args=["sleep", "1000"], env=["PATH=/bin"])
+    assert text("AddProcess", id="c", pid="twice", args=["true"], env=["PATH=/bin"]).endswith("file exists")
     assert text("CreateCheckpoint", id="c") == "checkpoint name cannot be empty"
     assert text("DeleteCheckpoint", id="c") == "checkpoint name cannot be empty"
     assert "no such file or directory" in text("ListCheckpoint", id="c").lower()

@@ -5,8 +5,10 @@ An engine is made of them and of what has an order and a memory: starts, ends, e
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 from libctrd import ids, protos
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from libctrd.engine.base import Record, Snapshot
     from libctrd.engine.channel import Channel
 
+STATE_SECONDS = 5.0
+_NO_PIDS = "get all pids for container"
 CREATE_SECONDS = 35.0
 """The daemon itself gives up after 30."""
 
@@ -73,9 +77,22 @@ class Operations:
     # ---- what there is -------------------------------------------------------------------------------------------
 
     def _containers(self, id: str = "") -> list[Any]:
-        """What the daemon tells of one container, or of all. `NotFoundError`: it has no such container."""
+        """What the daemon tells of one container, or of all. `NotFoundError`: it has no such container.
+
+        While any container is ending, 0.2.9 cannot list its pids, and refuses the whole question. No event says when it
+        can again: so it is asked again, a little later each time.
+        """
         doing = f"look at container {id!r}" if id else "list the containers"
-        return list(self._call("State", API.StateRequest(id=ids.check(id) if id != "" else ""), doing).containers)
+        request = API.StateRequest(id=ids.check(id) if id != "" else "")
+        end = time.monotonic() + STATE_SECONDS
+        for pause in itertools.chain((0.005, 0.01, 0.02, 0.04), itertools.repeat(0.08)):
+            try:
+                return list(self._call("State", request, doing).containers)
+            except RuntimeFailedError as error:
+                if _NO_PIDS not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("not reached")
 
     def _container(self, id: str) -> Any | None:
         """One of the daemon's, or ``None``: it forgets each that has ended."""

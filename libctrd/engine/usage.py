@@ -26,7 +26,7 @@ def stats(path: str) -> Stats:
     if not cgroups.directories(path):
         raise NotFoundError(f"there is no cgroup {path!r}: its processes have ended")
     at = datetime.now(timezone.utc)
-    return of_v2(_reader(path), at) if cgroups.unified() else of_v1(_reader(path), at)
+    return of_v2(reader(path), at) if cgroups.unified() else of_v1(reader(path), at)
 
 
 def pids(path: str) -> list[int]:
@@ -46,7 +46,9 @@ def pids(path: str) -> list[int]:
     return sorted(found - {0})  # 0: one outside of our pid namespace
 
 
-def _reader(path: str) -> Read:
+def reader(path: str) -> Read:
+    """Reads files of the cgroup *path*."""
+
     def read(controller: str, name: str) -> str:
         where = cgroups.TOP if cgroups.unified() else os.path.join(cgroups.TOP, controller)
         try:

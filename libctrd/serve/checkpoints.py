@@ -1,8 +1,8 @@
 """Checkpoints as `types.API` names them: a directory for each, in one directory of the caller's or of the bundle."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 import os
+from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
@@ -11,16 +11,20 @@ from libctrd import ids
 from libctrd.errors import from_os_error
 from libctrd.serve.wire import API
 
-_DESCRIPTION = "ctrd-checkpoint.json"
+_DESCRIPTION = "config.json"
+"""As that daemon calls it: its clients read it from there."""
 
 
 class _Description(msgspec.Struct):
     """What a checkpoint was asked for with."""
 
     name: str
+    created: str = ""
     tcp: bool = True
+    unix_sockets: bool = msgspec.field(name="unixSockets", default=True)
     shell: bool = False
-    unix_sockets: bool = True
+    exit: bool = False
+    empty_ns: list[str] | None = msgspec.field(name="emptyNS", default=None)
 
 
 _decoder = msgspec.json.Decoder(_Description)
@@ -47,7 +51,10 @@ def make_parent(path: str) -> None:
 
 def describe(path: str, wanted: Any) -> None:
     """Writes down what a checkpoint was asked for with."""
-    described = _Description(wanted.name, wanted.tcp, wanted.shell, wanted.unixSockets)
+    now = datetime.now(timezone.utc).isoformat()
+    described = _Description(
+        wanted.name, now, wanted.tcp, wanted.unixSockets, wanted.shell, wanted.exit, list(wanted.emptyNS)
+    )
     name = os.path.join(path, _DESCRIPTION)
     try:
         with open(name, "wb") as file:

@@ -24,6 +24,7 @@ import grpc
 
 from libctrd import directory, ids
 from libctrd import spec as specs
+from libctrd.engine import details
 from libctrd.engine.base import CreateRequest, ExecRequest, ProcessSnapshot, Record, Wanted
 from libctrd.engine.local import RECORD, LocalEngine
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
@@ -157,7 +158,7 @@ class Service:
                 record, spec = self._engine.plan(request.id, where, spec, wanted)
                 config = specs.encode(spec)
                 _write(os.path.join(where, "config.json"), config)
-                served = self._describe(request, spec)
+                served = self._describe(request, spec, record.runtime)
                 _write(os.path.join(where, SERVED), served.SerializeToString())
                 self._engine.reserve(record, config)
             except BaseException:
@@ -220,9 +221,9 @@ class Service:
         if request.closeStdin:
             with contextlib.suppress(NotFoundError):  # it has ended since
                 self._engine.close_stdin(request.id, process.name)
-        if request.width > 0 or request.height > 0:
-            if max(request.width, request.height) > 0xFFFF:
-                raise Refusal(f"containerd: no terminal is {request.width} x {request.height}: 65535 is the most")
+        if max(request.width, request.height) > 0xFFFF:
+            raise Refusal(f"containerd: no terminal is {request.width} x {request.height}: 65535 is the most")
+        if process.terminal and max(request.width, request.height) > 0:
             self._engine.resize(request.id, process.name, request.width, request.height)
         return API.UpdateProcessResponse()
 
@@ -294,8 +295,9 @@ class Service:
 
     def stats(self, request: Any) -> Any:
         """Stats."""
-        self._known(request.id)
-        return wire.stats(self._engine.stats(request.id), wire.host_cpu_time())
+        record = self._known(request.id)
+        measured = self._engine.stats(request.id)
+        return wire.stats(measured, details.of(record.cgroup), wire.host_cpu_time())
 
     # ---- what they share -----------------------------------------------------------------------------------------
 
@@ -348,7 +350,7 @@ class Service:
         except AlreadyExistsError as error:
             raise Refusal(f"containerd: container {id} is there already: mkdir {where}: file exists") from error
 
-    def _describe(self, request: Any, spec: dict[str, Any]) -> Any:
+    def _describe(self, request: Any, spec: dict[str, Any], runtime: str) -> Any:
         stdio = (request.stdin, request.stdout, request.stderr)
         process = wire.process_of_spec(spec.get("process") or {}, name=INIT, system_pid=0, stdio=stdio)
         return API.Container(
@@ -357,7 +359,7 @@ class Service:
             processes=[process],
             status="stopped",
             labels=request.labels,
-            runtime=request.runtime,
+            runtime=request.runtime or runtime,
         )
 
     def _served(self, id: str) -> Any:

@@ -9,7 +9,8 @@ import re
 from typing import Any, Final
 
 from libctrd import protos
-from libctrd.errors import CtrdError, DeadlineError, RuntimeFailedError
+from libctrd.engine.details import Counter, Details, Device
+from libctrd.errors import AlreadyExistsError, CtrdError, DeadlineError, RuntimeFailedError
 from libctrd.serve.eventlog import Entry
 from libctrd.state import Stats
 
@@ -32,6 +33,8 @@ def failure(error: CtrdError) -> str:
     """
     if isinstance(error, DeadlineError):
         return "containerd: container did not start before the specified timeout"
+    if isinstance(error, AlreadyExistsError):
+        return f"containerd: {error}: file exists"
     said = error.output if isinstance(error, RuntimeFailedError) and error.output else str(error)
     text = f"{'oci runtime error' if isinstance(error, RuntimeFailedError) else 'shim error'}: {said}"
     missing = [phrase for pattern, phrase in _PHRASES if pattern.search(text) and phrase not in text]
@@ -152,13 +155,16 @@ def _device(entry: Any) -> dict[str, int]:
     return {"major": entry.blkIODevice.major, "minor": entry.blkIODevice.minor}
 
 
-def stats(measured: Stats, system_usage: int) -> Any:
+def stats(measured: Stats, more: Details, system_usage: int) -> Any:
     """What a container uses, in that API's shape. Of no limit the number is the largest."""
-    cpu, memory, pids, block = measured.cpu, measured.memory, measured.pids, measured.block_io
+    cpu, memory, pids = measured.cpu, measured.memory, measured.pids
     group = API.CgroupStats(
         cpu_stats=API.CpuStats(
             cpu_usage=API.CpuUsage(
-                total_usage=cpu.total_ns, usage_in_kernelmode=cpu.system_ns, usage_in_usermode=cpu.user_ns
+                total_usage=cpu.total_ns,
+                percpu_usage=more.by_processor,
+                usage_in_kernelmode=cpu.system_ns,
+                usage_in_usermode=cpu.user_ns,
             ),
             throttling_data=API.ThrottlingData(
                 throttled_periods=cpu.throttled_periods, throttled_time=cpu.throttled_ns
@@ -167,14 +173,14 @@ def stats(measured: Stats, system_usage: int) -> Any:
         ),
         memory_stats=API.MemoryStats(
             cache=memory.file,
-            usage=API.MemoryData(usage=memory.usage, max_usage=memory.peak or 0, limit=_most(memory.limit)),
-            swap_usage=API.MemoryData(usage=memory.swap, limit=_most(memory.swap_limit)),
-            stats={"rss": memory.anonymous, "cache": memory.file, "oom_kill": memory.oom_kills},
+            usage=_memory(Counter(memory.usage, memory.peak or 0, memory.limit, more.limit_failures)),
+            swap_usage=_memory(more.memory_and_swap),
+            kernel_usage=_memory(more.kernel),
+            stats=more.memory,
         ),
         pids_stats=API.PidsStats(current=pids.current, limit=pids.limit or 0),
         blkio_stats=API.BlkioStats(
-            io_service_bytes_recursive=_both(block.read_bytes, block.written_bytes),
-            io_serviced_recursive=_both(block.reads, block.writes),
+            io_service_bytes_recursive=_devices(more.transferred), io_serviced_recursive=_devices(more.served)
         ),
     )
     message = API.StatsResponse(cgroup_stats=group)
@@ -182,12 +188,16 @@ def stats(measured: Stats, system_usage: int) -> Any:
     return message
 
 
-def _most(limit: int | None) -> int:
-    return _UNLIMITED if limit is None else limit
+def _memory(counter: Counter) -> Any:
+    limit = _UNLIMITED if counter.limit is None else counter.limit
+    return API.MemoryData(usage=counter.usage, max_usage=counter.peak, limit=limit, failcnt=counter.failures)
 
 
-def _both(read: int, written: int) -> list[Any]:
-    return [API.BlkioStatsEntry(op="Read", value=read), API.BlkioStatsEntry(op="Write", value=written)]
+def _devices(devices: list[Device]) -> list[Any]:
+    return [
+        API.BlkioStatsEntry(major=device.major, minor=device.minor, op=device.operation, value=device.value)
+        for device in devices
+    ]
 
 
 def host_cpu_time() -> int:
