@@ -26,6 +26,11 @@ DAWN = {"seconds": 1}
 """A time before every event."""
 
 
+def reach(socket: str) -> grpc.Channel:
+    """A channel that connects by itself: else all to one socket share how the last attempt of any of them went."""
+    return grpc.insecure_channel(f"unix://{socket}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+
 class Served:
     """A server, and a channel to it. *options* are global ones of ctrd."""
 
@@ -36,7 +41,7 @@ class Served:
         self.options = options
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
-        self.channel = grpc.insecure_channel(f"unix://{self.socket}")
+        self.channel = reach(self.socket)
 
     def start(self, *arguments: str) -> None:
         """Starts it, and returns once it serves."""
@@ -45,7 +50,7 @@ class Served:
         line = self.process.stdout.readline()
         assert line.startswith(b"ctrd serves"), line
         self.channel.close()  # gRPC would try again only after a while
-        self.channel = grpc.insecure_channel(f"unix://{self.socket}")
+        self.channel = reach(self.socket)
         self.call("GetServerVersion")  # its socket is there before a test counts those that there are
 
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from field_kit import until
-from serve_kit import Bundle, Served, script
+from serve_kit import Bundle, Served, reach, script
 
 import libctrd
 from libctrd.engine.daemon import Daemon
@@ -35,9 +35,9 @@ def place() -> Iterator[Served]:
     shutil.rmtree(top)
 
 
-def reach(served: Served) -> Served:
+def reached(served: Served) -> Served:
     served.channel.close()
-    served.channel = grpc.insecure_channel(f"unix://{served.socket}")
+    served.channel = reach(served.socket)
     return served
 
 
@@ -54,7 +54,7 @@ def test_it_is_started_found_again_and_stopped(place: Served) -> None:
     daemon.start()
     pid = daemon.pid
     assert pid
-    assert reach(place).call("GetServerVersion").minor == 2
+    assert reached(place).call("GetServerVersion").minor == 2
     assert stat.S_IMODE(os.stat(place.socket).st_mode) == 0o600
     again = Daemon(Serve(), place.top)
     again.start()
@@ -74,7 +74,7 @@ def test_its_containers_survive_it_and_what_ends_meanwhile_is_told_by_the_next(p
     first = daemon.pid
     assert first
     bundle = Bundle(f"{place.top}/b", script("trap 'exit 9' TERM; while :; do sleep 0.02; done", rootfs), fifos=False)
-    reach(place).call("CreateContainer", id="c", **bundle.create)
+    reached(place).call("CreateContainer", id="c", **bundle.create)
     pid = place.call("State", id="c").containers[0].processes[0].systemPid
     os.kill(first, signal.SIGKILL)
     os.kill(pid, signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_its_containers_survive_it_and_what_ends_meanwhile_is_told_by_the_next(p
 
 def _answers(place: Served) -> bool:
     try:
-        return reach(place).call("GetServerVersion").minor == 2
+        return reached(place).call("GetServerVersion").minor == 2
     except grpc.RpcError:
         return False
 

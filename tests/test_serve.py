@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 from field_kit import until
-from serve_kit import API, WAIT, Events, Served, script, served
+from serve_kit import API, WAIT, Events, Served, reach, script, served
 
 from libctrd import protos
 
@@ -278,7 +278,7 @@ def test_one_that_is_not_read_is_ended_with_a_clear_status_and_costs_little(serv
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         served.channel.close()
-        served.channel = grpc.insecure_channel(f"unix://{served.socket}")
+        served.channel = reach(served.socket)
         lazy = served.call("Events", timeout=None)  # type: ignore[arg-type]
         eager = Events(served)
         served.call("GetServerVersion")
@@ -399,7 +399,7 @@ def test_systemd_is_told_and_hands_over_a_socket(served: Served, tmp_path: Path)
                 [sys.executable, "-c", code, *arguments], pass_fds=[listener.fileno()], env={**os.environ}
             ) as process:
                 served.channel.close()
-                served.channel = grpc.insecure_channel(f"unix://{served.socket}")
+                served.channel = reach(served.socket)
                 method = protos.method("types.API/GetServerVersion")
                 ask = served.channel.unary_unary(method.path, method.request.SerializeToString, method.reply.FromString)
                 assert ask(API.GetServerVersionRequest(), timeout=WAIT, wait_for_ready=True).minor == 2

@@ -14,7 +14,7 @@ import time
 import grpc
 import pytest
 from field_kit import until
-from serve_kit import WAIT, Served, script, served
+from serve_kit import WAIT, Served, reach, script, served
 
 import libctrd
 from libctrd import NULL
@@ -136,7 +136,7 @@ def test_two_thousand_events_a_second_keep_their_order(served: Served) -> None: 
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         served.channel.close()
-        served.channel = grpc.insecure_channel(f"unix://{served.socket}")
+        served.channel = reach(served.socket)
         seen: list[tuple[str, int]] = []
         stream = served.call("Events", timeout=None)  # type: ignore[arg-type]
 
