@@ -173,6 +173,7 @@ def test_a_runtime_that_hangs_in_a_start_holds_up_nothing_else(
     runtime.chmod(0o755)
     container = client.create("slow", spec("trap 'exit 9' TERM; sleep 1000 & wait"), runtime=str(runtime))
     container.start(NULL)
+    until(lambda: len(container.pids()) == 2)  # its trap is set by then
     refused: list[libctrd.CtrdError] = []
 
     def start() -> None:
