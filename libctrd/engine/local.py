@@ -62,6 +62,7 @@ class LocalEngine(Latecomer, LocalOperations):
     def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
         self.root = directory.check_state_dir(root)
         self.address = f"local:{self.root}"
+        shim.reap_left()
         self._reactor = reactor
         self._default_runtime = runtime
         Latecomer.__init__(self)

@@ -287,6 +287,11 @@ _left: list[int] = []
 """Shims that go on though the client that started them was closed: still children of this process."""
 
 
+def reap_left() -> None:
+    """Reaps those of them that have ended: whenever a shim is started, and whenever a client begins."""
+    _left[:] = [pid for pid in _left if not _reaped(pid)]
+
+
 class Shim:
     """A shim that this process has started: its pid, and the socket on which it reports."""
 
@@ -296,7 +301,7 @@ class Shim:
         *locked* is a descriptor of *directory* with its lock (`directory.lock`). The shim gets a copy and the lock with
         it: it lets go of that once it serves its socket, though its starter may have been killed by then.
         """
-        _left[:] = [pid for pid in _left if not _reaped(pid)]
+        reap_left()
         self.directory = directory
         self.gone = threading.Event()
         try:
@@ -361,7 +366,7 @@ class Shim:
         self.ended()
 
     def let_go(self) -> None:
-        """Closes the socket; the shim goes on, and is reaped by whoever starts one after it has ended."""
+        """Closes the socket; the shim goes on, and is reaped by whoever comes next after it has ended."""
         self.socket.close()
         _left.append(self.pid)
 
