@@ -30,7 +30,7 @@ class Collector:
         self._over = False
         self._stream: Any = None
         self.events: list[tuple[str, str, str, int]] = []
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -81,7 +81,7 @@ def test_a_server_is_killed_at_any_moment_and_every_exit_is_told_once(served: Se
                 stop.wait(0.05)
 
     collector = Collector(served)
-    clients = [threading.Thread(target=client) for _ in range(SIDE_BY_SIDE // 5)]
+    clients = [threading.Thread(target=client, daemon=True) for _ in range(SIDE_BY_SIDE // 5)]
     for thread in clients:
         thread.start()
     for _ in range(KILLS):
