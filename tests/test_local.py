@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from container_kit import zombies
 
 import libctrd
 from libctrd import proc
