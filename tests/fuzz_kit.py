@@ -166,20 +166,20 @@ class Target(Served):
             assert code not in GIVEN_UP, (call, code, data[:200])
         return code
 
-    def raw(self, *pieces: bytes, half: bool = False) -> bytes:
+    def raw(self, *pieces: bytes, half: bool = False, until: bytes = b"") -> bytes:
         """Sends bytes to the socket, whatever they are, and hangs up; with *half* the sending side first, and then it
-        is read until the other side does, or says nothing for a moment.
+        is read until the other side does, or says nothing for a moment. With *until* it is read until that has come.
         """
         got = b""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, contextlib.suppress(OSError):
-            peer.settimeout(0.2)
+            peer.settimeout(WAIT if until else 0.2)
             peer.connect(self.socket)
             for piece in pieces:
                 peer.sendall(piece)
             if half:
                 peer.shutdown(socket.SHUT_WR)
-                while len(got) < 1 << 20 and (data := peer.recv(1 << 16)):
-                    got += data
+            while (half or until not in got) and len(got) < 1 << 20 and (data := peer.recv(1 << 16)):
+                got += data
         return got
 
     # ---- what must be so after each attack -----------------------------------------------------------------------

@@ -4,13 +4,14 @@ here.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import Any, Final
 
 from libctrd import protos
 from libctrd.engine.details import Counter, Details, Device
-from libctrd.errors import AlreadyExistsError, CtrdError, DeadlineError, RuntimeFailedError
+from libctrd.errors import AlreadyExistsError, CtrdError, DeadlineError, NotFoundError, RuntimeFailedError
 from libctrd.serve.eventlog import Entry
 from libctrd.state import Stats
 
@@ -35,6 +36,8 @@ def failure(error: CtrdError) -> str:
         return "containerd: container did not start before the specified timeout"
     if isinstance(error, AlreadyExistsError):
         return f"containerd: {error}: file exists"
+    if isinstance(error, NotFoundError) and error.errno in (None, errno.ESRCH):  # of a file it would be another
+        return f"containerd: container not found: {error}"
     said = error.output if isinstance(error, RuntimeFailedError) and error.output else str(error)
     text = f"{'oci runtime error' if isinstance(error, RuntimeFailedError) else 'shim error'}: {said}"
     missing = [phrase for pattern, phrase in _PHRASES if pattern.search(text) and phrase not in text]
