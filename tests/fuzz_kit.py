@@ -84,6 +84,9 @@ class Target(Served):
         self.events: Any = None
         self.created: dict[str, int] = defaultdict(int)
         """How often a create of an id was answered well."""
+        self.calls = 0
+        self.starts = 0
+        """How many there were, for who wants to know."""
         self.unsure: set[str] = set()
         """Ids of which a create may have gone well without a word: it was cancelled, or its bytes were random."""
 
@@ -112,6 +115,7 @@ class Target(Served):
 
     def outcome(self, call: str, **fields: Any) -> Any:
         """The reply, or the error that came instead."""
+        self.calls += 1
         try:
             return self.call(call, **fields)
         except grpc.RpcError as error:
@@ -130,6 +134,7 @@ class Target(Served):
         """Calls *path* with requests of any bytes; returns the status. Of a stream *take* replies are waited for, and
         not long; *cancel_after* so many seconds the call is given up.
         """
+        self.calls += 1
         make = self.channel.stream_stream(path)
         call = make(iter(messages), timeout=timeout, compression=compression, metadata=metadata)
         if cancel_after is not None:
@@ -237,6 +242,7 @@ class Target(Served):
         seen = list(self.events.seen)
         told = check_stories(seen, self.created, self.unsure)
         if told:  # and need not be looked at again
+            self.starts += sum(kind == "start-container" for kind, *_ in seen)
             del self.events.seen[: len(seen)]
             self.created.clear()
         return told

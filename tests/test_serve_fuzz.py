@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,6 +164,13 @@ def test_requests_that_are_compressed(target: Target, compression: grpc.Compress
         assert target.send(path, bomb, compression=compression) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert target.send(path, b"", compression=compression) is grpc.StatusCode.OK
     target.settle()
+
+
+def test_a_runtime_that_there_is_not_is_no_container(target: Target) -> None:
+    bundle = target.bundles["exit"].path
+    error = target.refused("CreateContainer", id="fuzz0", bundlePath=bundle, runtime="no-such-runtime")
+    assert "no-such-runtime" in error.details()
+    assert "container not found" not in error.details()
 
 
 # ---- calls that nobody waits for -------------------------------------------------------------------------------------
@@ -382,3 +390,31 @@ def test_calls_in_any_order(target: Target) -> None:
     Attack.target = target
     how = settings(quick(8), stateful_step_count=25)
     run_state_machine_as_test(Attack, settings=how)
+
+
+# ---- all of it, for long ---------------------------------------------------------------------------------------------
+
+MINUTES = float(os.environ.get("CTRD_FUZZ_MINUTES", "0.1"))
+
+
+@pytest.mark.bar
+@pytest.mark.timeout(0)
+def test_all_of_it_for_minutes(target: Target, requests: Requests) -> None:
+    """As long as ``CTRD_FUZZ_MINUTES`` says, on one server, whose memory is told; it may not grow from round to round."""
+    end = time.monotonic() + MINUTES * 60
+    grown: list[int] = []
+    while not grown or time.monotonic() < end:
+        test_requests_that_are_broken(target, requests)
+        test_calls_in_any_order(target)
+        for call in CALLS:
+            test_valid_requests_of_every_shape(target, requests, call)
+        test_calls_that_are_given_up(target, requests)
+        test_creates_that_are_given_up_are_whole_or_nothing(target, next(_numbers) % 100 / 1000)
+        test_methods_that_there_are_not(target)
+        test_health_is_asked_for_with_anything(target)
+        test_bytes_on_the_socket(target)
+        test_a_hundred_streams_that_are_dropped(target)
+        grown.append(target.holds()["rss"] >> 20)
+    print(
+        f"{len(grown)} rounds, {target.calls} calls, {target.starts} containers; MiB: {grown}, holds {target.holds()}"
+    )
