@@ -158,7 +158,7 @@ class Target(Served):
     ) -> grpc.StatusCode:
         """Makes a call of `types.API` with a request of any bytes, and remembers what its stories must be like then."""
         method = protos.method(f"types.API/{call}")
-        watched = 0.3 if call == "Events" else timeout  # what listens does not end by itself
+        watched = 0.1 if call == "Events" else timeout  # what listens does not end by itself
         code = self.send(method.path, data, timeout=min(watched, timeout), cancel_after=cancel_after)
         if call == "CreateContainer":
             with contextlib.suppress(DecodeError):
