@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 
@@ -28,6 +29,11 @@ log = logging.getLogger("libctrd")
 KEPT = 500
 VERSION = 1
 
+# What the wire can carry. A line with another number was damaged.
+_Nanoseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Code = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event. ``at`` is in nanoseconds since 1970 and grows from each to the next; ``mark`` tells a container from
@@ -36,9 +42,9 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     type: str
     id: str
-    at: int
+    at: _Nanoseconds
     pid: str = ""
-    status: int = 0
+    status: _Code = 0
     mark: str = ""
     promised: bool = False
 
@@ -86,7 +92,7 @@ class EventLog:
             raise from_os_error(error, f"read the event log {self._path!r}") from error
         try:
             version = _head.decode(lines[0]).version
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             version = VERSION  # it was damaged: what of it can be read counts
         if version > VERSION:
             raise UnsupportedError(
@@ -97,7 +103,7 @@ class EventLog:
         for line in filter(None, lines[1:]):
             try:
                 self._take(_entry.decode(line))
-            except msgspec.MsgspecError:
+            except _UNREADABLE:
                 damaged += 1
         if damaged:
             log.warning("the event log %s has %d lines that cannot be read: they are left out", self._path, damaged)
@@ -158,6 +164,7 @@ class EventLog:
                     _write(self._fd, msgspec.json.encode(entry) + b"\n")
                     self._lines += 1
             except OSError as error:
+                self._lines = 2 * self._keep  # half a line may be there: the next event has the file written anew
                 log.error("event %s of container %s is not in the event log %s: %s", type, id, self._path, error)
             return entry
 
