@@ -12,6 +12,7 @@ promise that no event followed, for the server was killed in between, is found b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -22,7 +23,7 @@ from typing import Annotated
 
 import msgspec
 
-from libctrd.errors import UnsupportedError, from_os_error
+from libctrd.errors import CtrdError, UnsupportedError, from_os_error
 
 log = logging.getLogger("libctrd")
 
@@ -120,6 +121,8 @@ class EventLog:
                 os.rename(temporary, self._path)
             except BaseException:
                 os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise from_os_error(error, f"write the event log {self._path!r}") from error
@@ -163,7 +166,7 @@ class EventLog:
                 else:
                     _write(self._fd, msgspec.json.encode(entry) + b"\n")
                     self._lines += 1
-            except OSError as error:
+            except (OSError, CtrdError) as error:
                 self._lines = 2 * self._keep  # half a line may be there: the next event has the file written anew
                 log.error("event %s of container %s is not in the event log %s: %s", type, id, self._path, error)
             return entry
