@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import grpc
 import psutil
-from engine_kit import on_host
+from engine_kit import on_host, remove
 from field_kit import until
 from google.protobuf.message import DecodeError
 from serve_kit import WAIT, Events, Served, script
@@ -280,6 +281,9 @@ class Target(Served):
             left = {what: found for what, found in on_host(self.state).items() if found and what != "files"}
             assert left == {}
         finally:
+            if self.process is not None:
+                self.stop(signal.SIGKILL)
+            remove(self.state)  # what a fault has left
             self.remove()
 
 

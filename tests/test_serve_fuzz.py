@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -171,6 +172,34 @@ def test_a_runtime_that_there_is_not_is_no_container(target: Target) -> None:
     error = target.refused("CreateContainer", id="fuzz0", bundlePath=bundle, runtime="no-such-runtime")
     assert "no-such-runtime" in error.details()
     assert "container not found" not in error.details()
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "\0", "x" * 300, "never"])
+def test_a_create_from_a_checkpoint_that_cannot_be_leaves_nothing(target: Target, name: str) -> None:
+    error = target.refused("CreateContainer", id="fuzz0", checkpoint=name, **target.bundles["exit"].create)
+    assert error.code() is grpc.StatusCode.UNKNOWN
+    assert target.call("State").containers == []
+    target.settle()
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 40, b"", None])
+def test_a_container_whose_description_is_damaged_is_told_of_all_the_same(
+    target: Target, content: bytes | None
+) -> None:
+    target.call("CreateContainer", id="fuzz0", **target.bundles["trap"].create)
+    target.created["fuzz0"] += 1
+    path = Path(target.state, "fuzz0", "served")
+    path.unlink()
+    if content is None:
+        path.mkdir()  # nor can another be put in its place
+    else:
+        path.write_bytes(content)
+    assert len(target.call("State").containers) == 1
+    added = target.call("AddProcess", id="fuzz0", pid="p0", args=["sleep", "1000"], env=["PATH=/bin"])
+    (listed,) = target.call("State", id="fuzz0").containers
+    assert (listed.id, listed.status) == ("fuzz0", "running")
+    assert added.systemPid in listed.pids
+    target.settle()
 
 
 # ---- calls that nobody waits for -------------------------------------------------------------------------------------
