@@ -12,21 +12,28 @@ promise that no event followed, for the server was killed in between, is found b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 
-from libctrd.errors import UnsupportedError, from_os_error
+from libctrd.errors import CtrdError, UnsupportedError, from_os_error
 
 log = logging.getLogger("libctrd")
 
 KEPT = 500
 VERSION = 1
+
+# What the wire can carry. A line with another number was damaged.
+_Nanoseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Code = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,9 +43,9 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     type: str
     id: str
-    at: int
+    at: _Nanoseconds
     pid: str = ""
-    status: int = 0
+    status: _Code = 0
     mark: str = ""
     promised: bool = False
 
@@ -86,7 +93,7 @@ class EventLog:
             raise from_os_error(error, f"read the event log {self._path!r}") from error
         try:
             version = _head.decode(lines[0]).version
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             version = VERSION  # it was damaged: what of it can be read counts
         if version > VERSION:
             raise UnsupportedError(
@@ -97,7 +104,7 @@ class EventLog:
         for line in filter(None, lines[1:]):
             try:
                 self._take(_entry.decode(line))
-            except msgspec.MsgspecError:
+            except _UNREADABLE:
                 damaged += 1
         if damaged:
             log.warning("the event log %s has %d lines that cannot be read: they are left out", self._path, damaged)
@@ -114,6 +121,8 @@ class EventLog:
                 os.rename(temporary, self._path)
             except BaseException:
                 os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise from_os_error(error, f"write the event log {self._path!r}") from error
@@ -157,7 +166,8 @@ class EventLog:
                 else:
                     _write(self._fd, msgspec.json.encode(entry) + b"\n")
                     self._lines += 1
-            except OSError as error:
+            except (OSError, CtrdError) as error:
+                self._lines = 2 * self._keep  # half a line may be there: the next event has the file written anew
                 log.error("event %s of container %s is not in the event log %s: %s", type, id, self._path, error)
             return entry
 

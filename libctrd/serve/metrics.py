@@ -6,6 +6,7 @@ package ``prometheus-client`` (``pip install libctrd[metrics]``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,13 @@ from libctrd.errors import InvalidArgumentError, UnavailableError, UnsupportedEr
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+
 
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` or ``:PORT`` (of this host alone) as both. Raises `InvalidArgumentError`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 0xFFFF:
+    if not colon or not _PORT.match(port) or int(port) > 0xFFFF:
         raise InvalidArgumentError(
             f"the address {text!r} for metrics is none: say HOST:PORT, or :PORT for this host alone"
         )

@@ -180,7 +180,7 @@ class Server:
             except Refusal:
                 raise
             except CtrdError as error:
-                raise Refusal(wire.failure(error)) from error
+                raise Refusal(wire.failure(error, name)) from error
 
         async def handle(request: Any, context: Any) -> Any:
             began = time.monotonic()

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from libctrd import directory, ids
 from libctrd import spec as specs
@@ -147,6 +148,9 @@ class Service:
         if not os.path.isabs(request.bundlePath):
             raise Refusal(f"containerd: the bundle path {request.bundlePath!r} is not absolute")
         ids.check(request.id)
+        checkpoint = ""
+        if request.checkpoint:
+            checkpoint = checkpoints.path(request.bundlePath, request.checkpointDir, request.checkpoint)
         spec = specs.resolve(specs.load(request.bundlePath), request.bundlePath)
         specs.validate(spec)
         with self._locks.holding(request.id):
@@ -166,9 +170,6 @@ class Service:
                 raise
             finally:
                 os.close(claim)
-            checkpoint = ""
-            if request.checkpoint:
-                checkpoint = checkpoints.path(request.bundlePath, request.checkpointDir, request.checkpoint)
             try:
                 stderr = "" if record.terminal else request.stderr
                 pid = self._engine.create(
@@ -363,21 +364,28 @@ class Service:
         )
 
     def _served(self, id: str) -> Any:
-        """What was kept of a container for `State`; of one that came by another way hardly anything."""
-        try:
-            with open(os.path.join(self._engine.root, id, SERVED), "rb") as file:
-                return API.Container.FromString(file.read())
-        except FileNotFoundError:
-            record = self._engine.record(id)
-            process = API.Process(pid=INIT, terminal=record.terminal)
-            return API.Container(id=id, bundlePath=record.bundle, processes=[process], runtime=record.runtime)
+        """What was kept of a container for `State`; of one that came by another way, or when that was damaged, hardly
+        anything.
+        """
+        path = os.path.join(self._engine.root, id, SERVED)
+        with contextlib.suppress(OSError, DecodeError), open(path, "rb") as file:
+            kept = API.Container.FromString(file.read())
+            if kept.id == id:
+                return kept
+        record = self._engine.record(id)
+        process = API.Process(pid=INIT, terminal=record.terminal)
+        return API.Container(id=id, bundlePath=record.bundle, processes=[process], runtime=record.runtime)
 
     def _keep(self, id: str, served: Any) -> None:
+        """Of what runs already: that it could not be kept is no reason to say that it was not started."""
         path = os.path.join(self._engine.root, id, SERVED)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + ".new")
-        _write(path + ".new", served.SerializeToString())
-        os.rename(path + ".new", path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + ".new")
+            _write(path + ".new", served.SerializeToString())
+            os.rename(path + ".new", path)
+        except (CtrdError, OSError) as error:
+            log.warning("what State tells of container %s is not complete: %s", id, error)
 
     def _bundle(self, id: str) -> str:
         path = self._served(id).bundlePath

@@ -4,13 +4,14 @@ here.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import Any, Final
 
 from libctrd import protos
 from libctrd.engine.details import Counter, Details, Device
-from libctrd.errors import AlreadyExistsError, CtrdError, DeadlineError, RuntimeFailedError
+from libctrd.errors import AlreadyExistsError, CtrdError, DeadlineError, NotFoundError, RuntimeFailedError
 from libctrd.serve.eventlog import Entry
 from libctrd.state import Stats
 
@@ -27,14 +28,21 @@ _PHRASES: Final = (
 )
 
 
-def failure(error: CtrdError) -> str:
-    """The text of an error, as that daemon would put it: who failed, then why; with the phrases that clients look
-    for.
+_ON_RUNNING: Final = frozenset(("UpdateContainer", "Signal", "UpdateProcess", "AddProcess", "Stats"))
+"""Calls that look for nothing but a container that runs."""
+
+
+def failure(error: CtrdError, call: str) -> str:
+    """The text of an error of *call*, as that daemon would put it: who failed, then why; with the phrases that clients
+    look for. A container that ends amid a call is one that is not found.
     """
     if isinstance(error, DeadlineError):
         return "containerd: container did not start before the specified timeout"
     if isinstance(error, AlreadyExistsError):
         return f"containerd: {error}: file exists"
+    # Of a file that is missing, such as a fifo, the number is another.
+    if call in _ON_RUNNING and isinstance(error, NotFoundError) and error.errno in (None, errno.ESRCH):
+        return f"containerd: container not found: {error}"
     said = error.output if isinstance(error, RuntimeFailedError) and error.output else str(error)
     text = f"{'oci runtime error' if isinstance(error, RuntimeFailedError) else 'shim error'}: {said}"
     missing = [phrase for pattern, phrase in _PHRASES if pattern.search(text) and phrase not in text]
