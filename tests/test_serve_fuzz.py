@@ -124,13 +124,21 @@ def test_health_is_asked_for_with_anything(target: Target) -> None:
     target.settle()
 
 
+def too_long(target: Target, call: str) -> grpc.StatusCode:
+    kind = protos.method(f"types.API/{call}").request
+    return target.attempt(call, kind(id="x" * (5 << 20)).SerializeToString())
+
+
 def test_a_request_that_is_too_long(target: Target) -> None:
     for call in CALLS:
-        kind = protos.method(f"types.API/{call}").request
-        if "id" in kind.DESCRIPTOR.fields_by_name:
-            data = kind(id="x" * (5 << 20)).SerializeToString()
-            assert target.attempt(call, data) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        if call != "Events" and "id" in protos.method(f"types.API/{call}").request.DESCRIPTOR.fields_by_name:
+            assert too_long(target, call) is grpc.StatusCode.RESOURCE_EXHAUSTED
     target.settle()
+
+
+@pytest.mark.xfail(strict=True, reason="gRPC leaves a call that streams its answer open when it refuses the request")
+def test_a_request_for_a_stream_that_is_too_long(target: Target) -> None:
+    assert too_long(target, "Events") is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("huge", range(len(HUGE)))
