@@ -12,11 +12,12 @@
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
  *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --stdin, --stdout, --stderr FIFO;
- *     --restore DIR of a checkpoint to go on from;
+ *     --restore DIR of a checkpoint to go on from; --cgroup PATH, when its cgroups are all that the runtime leaves;
  *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves,
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
- *     a the starter reads its output himself, as if he had said "attach"
+ *     a the starter reads its output himself, as if he had said "attach",
+ *     s descriptor 5 is a sealed copy of the runtime, for the start
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -36,7 +37,7 @@
  *   processes      processes, a line each
  *   call TOKEN     ok | failed CODE TEXT                the runtime with the words that stand in call-TOKEN, each before a NUL
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
- *   end            ok | error ERRNO                     like delete, when the caller has removed what the runtime left
+ *   end            ok | error ERRNO                     like delete, without the runtime; EBUSY when that is needed
  *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
  * The starter (descriptor 3) watches from the beginning; it hears "started PID" or "failed CODE TEXT" first.
  */
@@ -187,6 +188,8 @@ static void run_wanted(void)
 			spawn_runtime(UNDO, i);
 		else if (INIT->state == STARTING || (op == DELETE || op == END) != (INIT->state == STOPPED))
 			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
+		else if (op == END && !remove_cgroups())
+			say_errno(i, EBUSY);
 		else if (op == END)
 			ending = true, say(i, "ok");
 		else if (op == PAUSE && INIT->doomed)
@@ -334,9 +337,12 @@ static void set_up(void)
 	sigset_t all, child;
 	const char *failed = "";
 
-	syscall(SYS_close_range, STATE_FD + 1, ~0U, 0); /* ENOSYS before Linux 5.9: the starter passed only ours anyway */
+	/* ENOSYS before Linux 5.9: the starter passed only ours anyway. */
+	syscall(SYS_close_range, (opt.sealed ? SEALED_FD : STATE_FD) + 1, ~0U, 0);
 	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
+	if (opt.sealed)
+		fcntl(SEALED_FD, F_SETFD, FD_CLOEXEC);
 	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
 
 	strcpy(INIT->name, "init");

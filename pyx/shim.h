@@ -34,7 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
+enum { STARTER_FD = 3, STATE_FD = 4, SEALED_FD = 5, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
 enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
 enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC, CALL };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
@@ -49,10 +49,10 @@ enum unattended { HOLD, DISCARD, LOG };
 
 /* What the command line said. */
 struct options {
-	const char *id, *state, *bundle, *root, *memory, *log, *restore, *stdio[3];
+	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed;
 	enum unattended unattended;
 };
 extern struct options opt;
@@ -98,6 +98,12 @@ struct runtime {
 };
 extern struct runtime runtime;
 
+/* A directory that is being read. Its first use is with all zero. */
+struct entries {
+	long size, at;
+	char block[BLOCK] __attribute__((aligned(8)));
+};
+
 struct peer {
 	int fd; /* -1: free */
 	bool watches, reads;
@@ -133,9 +139,11 @@ void spawn_runtime(enum op op, int peer);
 void reap(void);
 void remove_if_done(void);
 void look_for_oom(void);
+bool remove_cgroups(void);
 void settle_init(void);
 
 /* shim_children.c */
+const char *next_entry(int dir, struct entries *in);
 pid_t read_pid(const char *name);
 bool is_ours(pid_t pid);
 bool was_reaped(pid_t pid, int *status);

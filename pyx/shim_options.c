@@ -21,6 +21,8 @@ void parse(int argc, char **argv)
 			opt.root = value;
 		else if (strcmp(name, "--memory-cgroup") == 0)
 			opt.memory = value;
+		else if (strcmp(name, "--cgroup") == 0)
+			opt.cgroup = value;
 		else if (strcmp(name, "--log") == 0)
 			opt.log = value, opt.unattended = LOG;
 		else if (strcmp(name, "--restore") == 0)
@@ -39,6 +41,7 @@ void parse(int argc, char **argv)
 			opt.undo = strchr(value, 'x') != NULL;
 			opt.auto_remove = strchr(value, 'r') != NULL;
 			opt.attended = strchr(value, 'a') != NULL;
+			opt.sealed = strchr(value, 's') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else

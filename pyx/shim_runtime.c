@@ -29,6 +29,31 @@ void look_for_oom(void)
 	}
 }
 
+/*
+ * Removes the cgroups of a container that has ended, in every hierarchy: all that a runtime of a known kind leaves outside
+ * of our directory. To call the runtime for that costs half of a bare run of it again. False when there is something in
+ * one of them, or nobody said which they are: then the runtime has to.
+ */
+bool remove_cgroups(void)
+{
+	static const char top[] = "/sys/fs/cgroup";
+	char path[PATH_MAX];
+	int dir = opt.cgroup ? open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	bool gone = dir >= 0, unified = gone && faccessat(dir, "cgroup.controllers", F_OK, 0) == 0;
+	struct entries in = {0};
+
+	if (unified)
+		snprintf(path, sizeof path, "%s%s", top, opt.cgroup), gone = rmdir(path) == 0 || errno == ENOENT;
+	for (const char *name; gone && !unified && (name = next_entry(dir, &in));) {
+		if (name[0] == '.')
+			continue;
+		snprintf(path, sizeof path, "%s/%s%s", top, name, opt.cgroup);
+		gone = rmdir(path) == 0 || errno == ENOENT || errno == ENOTDIR;
+	}
+	close_fd(&dir);
+	return gone;
+}
+
 /* A file with the room for a record. -1 and errno when there is none. */
 int make_record(const char *name)
 {
@@ -86,6 +111,7 @@ static void init_ended(int status)
 			drop_peer(i);
 	if (opt.kill_rest && runtime.pid == 0)
 		spawn_runtime(KILL_ALL, -1);
+	remove_cgroups(); /* while the listeners wake up. What is not empty yet is looked at again at the end */
 }
 
 /*
@@ -133,13 +159,15 @@ static int enter_runtime(char **argv, const int stdio[3])
 	    (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ||
 	     mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555") < 0))
 		return errno;
-	for (int i = 0; i < 3; i++) /* our own descriptors are all above 4, so no source is overwritten */
+	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
 			return errno;
 	close(STARTER_FD);
 	close(STATE_FD);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (opt.sealed) /* returns where a policy of the host lets only files be executed */
+		syscall(SYS_execveat, SEALED_FD, "", argv, environ, AT_EMPTY_PATH);
 	execv(argv[0], argv);
 	return errno;
 }
@@ -270,6 +298,10 @@ void spawn_runtime(enum op op, int peer)
 	runtime.op = op;
 	runtime.peer = peer;
 	runtime.pid = call_runtime(verb, op == START && !opt.terminal ? INIT->io.child_end : quiet, LOG_NAME);
+	if (opt.sealed) { /* it is for the start; whatever is done much later is done with the runtime as it is then */
+		opt.sealed = false;
+		close(SEALED_FD);
+	}
 	if (runtime.pid == 0) {
 		runtime.op = NOTHING;
 		say_failed(peer, 127, LOG_NAME);

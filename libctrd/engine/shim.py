@@ -158,17 +158,47 @@ def ask(peer: socket.socket, directory: str, text: str, doing: str = "") -> str:
 
     *doing* says in an error what was tried, in the place of *text*.
     """
+    reply = _exchange(peer, directory, text)
+    check(reply, directory, doing or text)
+    return reply
+
+
+def end(peer: socket.socket, directory: str, plain: bool) -> None:
+    """Has the shim of an ended container remove what the runtime holds of it; returns when the shim has ended, too.
+
+    When it is *plain* that a runtime leaves nothing but its cgroups the shim can do that by itself, unless there is
+    something in one of them. To call the runtime costs half of a bare run of it again.
+    """
+    if not plain or _exchange(peer, directory, "end") == f"error {errno.EBUSY}":
+        ask(peer, directory, "delete")
+    until_gone(peer)
+
+
+def until_gone(peer: socket.socket) -> None:
+    """Returns when the shim, which has been asked to end, has closed its side."""
+    peer.settimeout(None)
+    with contextlib.suppress(ConnectionResetError):  # that is its end as well
+        while peer.recv(PACKET):
+            pass
+
+
+_EVENTS = ("oom", "pause", "resume", "process", "ended")
+"""What comes unasked over a connection that watches, and may lie before the reply."""
+
+
+def _exchange(peer: socket.socket, directory: str, text: str) -> str:
     try:
         peer.sendall(text.encode())
-        reply = peer.recv(PACKET).decode("utf-8", "replace")
+        while True:
+            reply = peer.recv(PACKET).decode("utf-8", "replace")
+            if not reply.startswith(_EVENTS):
+                return reply
     except TimeoutError as error:
         raise DeadlineError(
             f"the shim in {directory!r} did not answer {text!r} within {REPLY_SECONDS:g} s: the OCI runtime hangs"
         ) from error
     except OSError as error:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}") from error
-    check(reply, directory, doing or text)
-    return reply
 
 
 def check(reply: str, directory: str, text: str) -> None:
@@ -295,11 +325,14 @@ def reap_left() -> None:
 class Shim:
     """A shim that this process has started: its pid, and the socket on which it reports."""
 
-    def __init__(self, directory: str, arguments: list[str], locked: int | None = None) -> None:
+    def __init__(
+        self, directory: str, arguments: list[str], locked: int | None = None, sealed: int | None = None
+    ) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`.
 
         *locked* is a descriptor of *directory* with its lock (`directory.lock`). The shim gets a copy and the lock with
-        it: it lets go of that once it serves its socket, though its starter may have been killed by then.
+        it: it lets go of that once it serves its socket, though its starter may have been killed by then. *sealed* is a
+        descriptor of the runtime's sealed copy (`libctrd.engine.sealed`), when the arguments say that there is one.
         """
         reap_left()
         self.directory = directory
@@ -315,7 +348,7 @@ class Shim:
                 try:
                     self.pid = proc.spawn(
                         [PROGRAM, *arguments],
-                        fds={3: its.fileno(), 4: handle},
+                        fds={3: its.fileno(), 4: handle} | ({} if sealed is None else {5: sealed}),
                         env={**environment_for_runtime(), CRIU_VARIABLE: os.path.join(directory, CRIU_FILE)},
                         new_session=True,
                     )
@@ -365,6 +398,12 @@ class Shim:
                 pass
         self.ended()
 
+    def end(self, plain: bool) -> None:
+        """Like the function `end`, over the socket of a shim that nobody else reads any more."""
+        self.socket.settimeout(REPLY_SECONDS)
+        end(self.socket, self.directory, plain)
+        self.ended()
+
     def let_go(self) -> None:
         """Closes the socket; the shim goes on, and is reaped by whoever comes next after it has ended."""
         self.socket.close()
@@ -378,7 +417,10 @@ class Shim:
 
 
 def environment_for_runtime() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
+    env = dict(os.environ)
+    for name in _NOT_HANDED_ON:
+        env.pop(name, None)
+    return env
 
 
 def undo(directory: str, arguments: list[str]) -> None:
