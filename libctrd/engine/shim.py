@@ -191,7 +191,7 @@ def _exchange(peer: socket.socket, directory: str, text: str) -> str:
         peer.sendall(text.encode())
         while True:
             reply = peer.recv(PACKET).decode("utf-8", "replace")
-            if not reply.startswith(_EVENTS):
+            if reply.partition(" ")[0] not in _EVENTS:
                 return reply
     except TimeoutError as error:
         raise DeadlineError(
