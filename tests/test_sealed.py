@@ -1,4 +1,4 @@
-"""The sealed copy of the OCI runtime that containers are started with: what it is, when there is none, what it spares."""
+"""The sealed copy of the OCI runtime that containers are started with: what it is, when there is none, its use."""
 
 from __future__ import annotations
 

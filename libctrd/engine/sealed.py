@@ -1,9 +1,9 @@
 """A copy of the OCI runtime in memory that nobody can write to any more: what containers are started with.
 
-A container could overwrite the runtime that starts it, through ``/proc/PID/exe`` (CVE-2019-5736). So crun and runc begin
-each start with a look at themselves: unless they run from a sealed memory file they make one, or mount their own file
-read-only, and execute themselves from there once more. One sealed copy for all starts of this process is as safe,
-and spares each of them that second beginning: a fifth of a start. A runtime that knows nothing of this does not notice.
+A container could overwrite the runtime that starts it, through ``/proc/PID/exe`` (CVE-2019-5736). So crun and runc
+look at themselves when they begin: unless they run from a sealed memory file they make one, or mount their own file
+read-only, and execute themselves from there once more. One sealed copy for all starts of this process is as safe, and
+spares each of them that second beginning: a fifth of a start. A runtime that knows nothing of this does not notice.
 """
 
 from __future__ import annotations
