@@ -70,6 +70,14 @@ def test_it_measures_a_group_against_its_peers_and_tells_whether_the_bars_hold(
     assert code == (0 if all(bar["holds"] for result in results for bar in result["bars"]) else 1)
 
 
+def test_the_phases_of_a_life_add_up_to_it(rootfs: str, tmp_path: Path) -> None:
+    _, _, (phases,) = bench(rootfs, tmp_path, "phases", "--rounds", "5")
+    *parts, whole = phases["series"]
+    for place in range(5):
+        assert all(part["values"][place] > 0 for part in parts if "the program" not in part["label"])
+        assert sum(part["values"][place] for part in parts) == pytest.approx(whole["values"][place], rel=0.02)
+
+
 def test_nothing_is_lost_however_small_the_crowd(rootfs: str, tmp_path: Path) -> None:
     _, _, (many,) = bench(rootfs, tmp_path, "many")
     for bar in many["bars"]:

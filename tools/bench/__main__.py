@@ -15,6 +15,7 @@ from pathlib import Path
 import fifos
 import lives
 import many
+import phases
 import rates
 import shims
 import starts
@@ -25,6 +26,7 @@ from table import plot, table
 Group = Callable[[argparse.Namespace, str, Path], Iterable[Result]]
 GROUPS: dict[str, Group] = {
     "starts": lambda given, rootfs, place: starts.measure(rootfs, place, given.rounds, given.runtime),
+    "phases": lambda given, rootfs, place: phases.measure(rootfs, place, given.rounds),
     "rates": lambda given, rootfs, place: rates.measure(
         rootfs, place, given.containers, given.runtime, given.go_client
     ),
