@@ -16,7 +16,8 @@
  *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves,
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
- *     a the starter reads its output himself, as if he had said "attach"
+ *     a the starter reads its output himself, as if he had said "attach", f what a terminal has told last is written on
+ *     when we have ended, as long as somebody may read it. (--keep instead: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -485,5 +486,6 @@ int main(int argc, char **argv)
 	if (INIT->state == STARTING)
 		unmark();
 	answer_the_last();
+	flush_terminals();
 	return 0;
 }

@@ -11,6 +11,8 @@ void parse(int argc, char **argv)
 {
 	int i = 1;
 
+	if (argc > 1 && strcmp(argv[1], "--keep") == 0) /* what follows is for those who look at the processes of a host */
+		keep_unread();
 	for (; i + 1 < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i += 2) {
 		const char *name = argv[i], *value = argv[i + 1];
 		if (strcmp(name, "--state") == 0)
@@ -39,6 +41,7 @@ void parse(int argc, char **argv)
 			opt.undo = strchr(value, 'x') != NULL;
 			opt.auto_remove = strchr(value, 'r') != NULL;
 			opt.attended = strchr(value, 'a') != NULL;
+			opt.flush = strchr(value, 'f') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else
