@@ -103,8 +103,15 @@ static bool changed(struct kept *k, bool gone)
 	return look(k) && (k->how != READ || !gone || await_reader(k));
 }
 
+/*
+ * A reader that came while there was no writer has seen none, and so would see no end either, nor would his open return if
+ * it waits: for all that are there a writer has come and gone.
+ */
 static void drop(int i)
 {
+	int writer = open(path_of(kept[i].fd), O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+
+	close_fd(&writer);
 	inotify_rm_watch(ears, kept[i].watch);
 	close(kept[i].fd);
 	memmove(kept + i, kept + i + 1, (size_t)(--kept_count - i) * sizeof *kept);
@@ -230,7 +237,7 @@ static void set_up(int *listener)
 	if (fchdir(STATE_FD) < 0)
 		die("fchdir", "the state directory");
 	if ((ears = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)) < 0)
-		die("inotify_init", "fifos that nobody has read yet");
+		die("inotify_init", "see fs.inotify.max_user_instances");
 	if ((*listener = listen_at(KEEPER_NAME, SOCK_SEQPACKET)) < 0)
 		die("bind", KEEPER_NAME);
 	switch (fork()) { /* who has started us reaps that at once, and need not know when we end */

@@ -8,6 +8,7 @@ needs no server: a reader finds all of it, and the end, while there is none, too
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -70,18 +71,25 @@ class Keeper:
         with peer:
             try:
                 peer.settimeout(REPLY_SECONDS)
-                socket.send_fds(peer, [b"keep"], fds)
-                reply = peer.recv(shim.PACKET).decode()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why it has ended
+                    socket.send_fds(peer, [b"keep"], fds)
+                try:
+                    reply = peer.recv(shim.PACKET).decode()
+                except ConnectionResetError:  # what it said before comes with the next look
+                    reply = peer.recv(shim.PACKET).decode()
             except TimeoutError as error:
                 raise UnavailableError(
                     f"the keeper in {self._directory!r} did not answer within {REPLY_SECONDS:g} s: it was stopped"
                 ) from error
             except OSError as error:
                 raise NotFoundError(f"the keeper in {self._directory!r} ended before it answered") from error
-        word, _, number = reply.partition(" ")
+        word, number, what = [*reply.split(" ", 2), "", ""][:3]
         if word == "error":
             raise from_errno(int(number), f"hand over what is unread to the keeper in {self._directory!r}")
-        shim.check(reply, self._directory, "keep what is unread")
+        if word == "broken":
+            raise from_errno(int(number), f"start the keeper in {self._directory!r} ({what})")
+        if not word:
+            raise NotFoundError(f"the keeper in {self._directory!r} ended before it answered")
 
     def _start(self, fds: list[int]) -> None:
         try:
