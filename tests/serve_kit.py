@@ -122,6 +122,7 @@ class Bundle:
 
     def __init__(self, path: str, spec: dict[str, Any], fifos: bool) -> None:
         self.path = path
+        self.root = (spec.get("root") or {}).get("path", "")
         os.makedirs(path)
         with open(os.path.join(path, "config.json"), "w") as file:
             json.dump(spec, file)

@@ -349,7 +349,9 @@ def test_without_inotify_it_says_so(place: Place) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     if "unshare" in done.stderr or "max_inotify_instances" in done.stderr:
         pytest.skip(f"no user namespace can be had here, to set a limit in: {done.stderr}")
-    assert done.stdout.startswith(f"could not start the keeper in {place.state!r} (inotify_init see fs.inotify.max_user")
+    assert done.stdout.startswith(
+        f"could not start the keeper in {place.state!r} (inotify_init see fs.inotify.max_user"
+    )
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
     place.gone()
 

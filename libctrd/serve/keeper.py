@@ -26,7 +26,7 @@ log = logging.getLogger("libctrd")
 
 SOCKET = "keep.sock"
 """As ``KEEPER_NAME`` in ``pyx/shim.h``."""
-REPLY_SECONDS = 10.0
+REPLY_SECONDS = 3.0
 _OUTPUTS = "oe"
 
 
