@@ -12,6 +12,9 @@ INIT = "init"
 UNKNOWN_EXIT = 255
 """The code that is reported when nobody can know the true one (C22)."""
 
+KILLED_EXIT = 128 + 9
+"""The code of a process that was sent SIGKILL, for that its shim was killed."""
+
 Status = Literal["created", "running", "paused", "stopped"]
 
 EventType = Literal["start-container", "start-process", "pause", "resume", "oom", "exit", "exit-process", "restore"]
@@ -22,7 +25,8 @@ class ExitStatus(Struct, frozen=True):
 
     ``code`` is its exit code, or 128 + N when signal N killed it. ``oom_killed`` tells that the kernel killed a
     process of the container for want of memory (children of ``init`` count too). ``exited_at`` is the time of the
-    end, in UTC. ``known`` is false when nobody could see the true code: ``code`` is 255 then, and no promise.
+    end, in UTC. ``known`` is false when nobody could see the true code: ``code`` is 255 then, and no promise
+    (or 137 from a server of containerd 0.2's API, which ends a container whose shim was killed).
     """
 
     code: int

@@ -18,7 +18,9 @@
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach",
  *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
- *     g pipes may grow: nobody's share is used up by that
+ *     g pipes may grow: nobody's share is used up by that,
+ *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
+ *     (--keep instead of all that: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -511,5 +513,6 @@ int main(int argc, char **argv)
 	if (INIT->state == STARTING)
 		unmark();
 	answer_the_last();
+	flush_terminals();
 	return 0;
 }

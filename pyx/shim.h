@@ -7,6 +7,7 @@
  *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
  *   shim_stdio.c    fifos, terminals, output that nobody reads
+ *   shim_keep.c     a process of its own: what is unread of containers that are gone
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,13 +51,14 @@ enum unattended { HOLD, DISCARD, LOG };
 #define RECORD_TEMP "exit.tmp"
 #define PID_NAME "pid"
 #define LOG_NAME "runtime.log"
+#define KEEPER_NAME "keep.sock"
 
 /* What the command line said. */
 struct options {
 	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
 	enum unattended unattended;
 };
 extern struct options opt;
@@ -179,6 +181,11 @@ void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);
+void flush_terminal(struct streams *io);
+void flush_terminals(void);
+
+/* shim_keep.c */
+_Noreturn void keep_unread(void);
 
 /* Both parts that write a record: the room for it before the process starts, so that a full disk cannot lose an exit. */
 int make_record(const char *name);

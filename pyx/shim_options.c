@@ -11,6 +11,8 @@ void parse(int argc, char **argv)
 {
 	int i = 1;
 
+	if (argc > 1 && strcmp(argv[1], "--keep") == 0) /* what follows is for those who look at the processes of a host */
+		keep_unread();
 	for (; i + 1 < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i += 2) {
 		const char *name = argv[i], *value = argv[i + 1];
 		if (strcmp(name, "--state") == 0)
@@ -43,6 +45,7 @@ void parse(int argc, char **argv)
 			opt.attended = strchr(value, 'a') != NULL;
 			opt.sealed = strchr(value, 's') != NULL;
 			opt.grow = strchr(value, 'g') != NULL;
+			opt.flush = strchr(value, 'f') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else

@@ -184,6 +184,8 @@ static int enter_runtime(char **argv, const int stdio[3])
 	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
 			return errno;
+	if (INIT->state == STARTING) /* should we be killed it must not go on to make a container, whose files are removed */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	close(STARTER_FD);
 	close(STATE_FD);
 	sigemptyset(&none);
