@@ -134,6 +134,7 @@ void reap(void);
 void remove_if_done(void);
 void look_for_oom(void);
 void settle_init(void);
+bool is_so_already(enum op op);
 
 /* shim_children.c */
 pid_t read_pid(const char *name);

@@ -5,6 +5,7 @@ An engine is made of them and of what has an order and a memory: starts, ends, e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from libctrd import ids, protos
 from libctrd.engine import apiwire, taskio
 from libctrd.engine.apiwire import API, ENGINE
-from libctrd.engine.base import Ends, ProcessSnapshot, unsupported
-from libctrd.errors import NotFoundError, RuntimeFailedError, UnsupportedError
+from libctrd.engine.base import Ends, ProcessSnapshot, so_already, unsupported
+from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
 from libctrd.state import INIT, Stats
 from libctrd.stdio import STREAMS
 from libctrd.stdio import path as fifo_path
@@ -202,13 +203,31 @@ class Operations:
 
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
-        self._feed.start()
-        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="paused"), f"pause container {id!r}")
+        self._change(id, "pause", "paused")
 
     def resume(self, id: str) -> None:
         """See `Engine.resume`."""
+        self._change(id, "resume", "running")
+
+    def _change(self, id: str, change: str, status: str) -> None:
         self._feed.start()
-        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="running"), f"resume container {id!r}")
+        request = API.UpdateContainerRequest(id=id, status=status)
+        try:
+            self._call("UpdateContainer", request, f"{change} container {id!r}")
+        except (RuntimeFailedError, InvalidArgumentError) as error:
+            if self._is_so_already(id, change, str(error)):
+                raise so_already(id, change) from error
+            raise
+
+    def _is_so_already(self, id: str, change: str, said: str) -> bool:
+        """Does a refusal mean that? runc calls what is paused only "not running", which what has ended is as well."""
+        if change == "resume":
+            return "not paused" in said
+        if "not running" not in said:
+            return "paused already" in said
+        with contextlib.suppress(NotFoundError):
+            return self.snapshot(id).status == "paused"
+        return False
 
     def update(self, id: str, resources: dict[str, Any]) -> None:
         """See `Engine.update`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
-from libctrd.errors import AlreadyExistsError, UnsupportedError
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnsupportedError
 from libctrd.state import INIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
@@ -226,10 +226,10 @@ class Engine(Protocol):
         """Sets the size of its terminal, in characters."""
 
     def pause(self, id: str) -> None:
-        """Freezes it; its event follows."""
+        """Freezes it; its event follows. `InvalidArgumentError` when it is frozen already."""
 
     def resume(self, id: str) -> None:
-        """Thaws it; its event follows."""
+        """Thaws it; its event follows. `InvalidArgumentError` when it is not frozen."""
 
     def pids(self, id: str) -> list[int]:
         """The system pids of all processes in it."""
@@ -266,6 +266,12 @@ def how_it_is(id: str, snapshot: Snapshot) -> Event | None:
 def started_already(id: str) -> AlreadyExistsError:
     """The error of a second start."""
     return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
+
+
+def so_already(id: str, change: str) -> InvalidArgumentError:
+    """The error of a pause of what is paused, or a resume of what is not: the same, whatever a runtime makes of it."""
+    state = "is paused already" if change == "pause" else "is not paused"
+    return InvalidArgumentError(f"could not {change} container {id!r}: it {state}")
 
 
 def unsupported(engine: str, what: str, instead: str = "") -> UnsupportedError:

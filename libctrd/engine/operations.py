@@ -15,7 +15,7 @@ import msgspec
 
 from libctrd import ids, protos
 from libctrd.engine import metrics
-from libctrd.engine.base import Ends, ProcessSnapshot
+from libctrd.engine.base import Ends, ProcessSnapshot, so_already
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exec_id, exit_status
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
@@ -30,6 +30,8 @@ CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 
 _ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
 """How a shim refuses what would need a running process."""
+_SO_ALREADY = re.compile(r"cannot (pause a paused|resume a running) |not paused")
+"""How it, or the runtime, refuses to pause what is paused and to resume what is not."""
 
 
 def _is_fifo(path: str) -> bool:
@@ -119,6 +121,24 @@ class Operations:
             container_id=id, exec_id=exec_id(process), width=width, height=height
         )
         self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        self._change(id, "Pause", protos.message("containerd.services.tasks.v1.PauseTaskRequest")(container_id=id))
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        self._change(id, "Resume", protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id))
+
+    def _change(self, id: str, method: str, request: Any) -> None:
+        self._exits.subscribed()
+        change = method.lower()
+        try:
+            self._call(f"{TASKS}/{method}", request, f"{change} container {id!r}")
+        except RuntimeFailedError as error:
+            if _SO_ALREADY.search(str(error)):  # a shim has no code for that either
+                raise so_already(id, change) from error
+            raise
 
     def attach(self, id: str, process: str) -> Ends:
         """See `Engine.attach`. What its shim writes into is what it was told at the start, and stays so."""
