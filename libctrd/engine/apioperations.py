@@ -12,11 +12,11 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from libctrd import ids, protos
+from libctrd import ids
 from libctrd.engine import apiwire, taskio
 from libctrd.engine.apiwire import API, ENGINE
-from libctrd.engine.base import Ends, ProcessSnapshot, so_already, unsupported
-from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
+from libctrd.engine.base import Ends, so_already, unsupported
+from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
 from libctrd.stdio import STREAMS
 from libctrd.stdio import path as fifo_path
@@ -107,46 +107,6 @@ class Operations:
         if found is None:
             raise NotFoundError(f"container {id!r} is not running: it has ended, was not started or does not exist")
         return found
-
-    def _stored(self, id: str, since: int) -> list[Any]:
-        """What the daemon has kept of a container's events after that time, in nanoseconds."""
-        request = apiwire.events_request(max(1, since), id, stored_only=True)
-        doing = f"read the events of container {id!r}"
-        return [
-            event
-            for event in self._channel.stream("types.API/Events", request, doing=doing, timeout=10.0)
-            if event.id == id
-        ]
-
-    def processes(self, id: str) -> list[ProcessSnapshot]:
-        """See `Engine.processes`: of those that have ended the daemon's events tell, and nobody has collected those
-        whose fifos are still there.
-        """
-        snapshot = self.snapshot(id)
-        if snapshot.status == "created":
-            return []
-        record = self.record(id)
-        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, record.terminal)
-        found = self._container(id)
-        further = {one.pid: one for one in found.processes if one.pid != INIT} if found is not None else {}
-        running = [ProcessSnapshot(one.pid, one.systemPid, terminal=one.terminal) for one in further.values()]
-        return [init, *running, *self._ended(record, {INIT, *further})]
-
-    def _ended(self, record: Record, running: set[str]) -> list[ProcessSnapshot]:
-        """Its further processes that have left fifos in its directory."""
-        try:
-            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
-        except OSError:
-            return []
-        names -= {"", *running}
-        if record.foreign or not names:
-            return []
-        ends = {
-            event.pid: apiwire.exit_status(event)
-            for event in self._stored(record.id, apiwire.nanoseconds_of(record.created_at))
-            if event.type == "exit"
-        }
-        return [ProcessSnapshot(name, exit=ends[name]) for name in sorted(names) if name in ends]
 
     def _process(self, id: str, name: str) -> Any:
         for process in self._running(id).processes:
@@ -244,26 +204,3 @@ class Operations:
         )
         request = API.CreateCheckpointRequest(id=id, checkpoint=wanted, checkpointDir=where)
         self._call("CreateCheckpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS, whole=True)
-
-    def checkpoints(self, id: str, directory: str = "") -> list[str]:
-        """The names of a container's checkpoints in *directory*, else in its bundle (C20)."""
-        request = API.ListCheckpointRequest(id=id, checkpointDir=directory)
-        found = self._call("ListCheckpoint", request, f"list the checkpoints of container {id!r}").checkpoints
-        return [checkpoint.name for checkpoint in found]
-
-    def delete_checkpoint(self, id: str, name: str, directory: str = "") -> None:
-        """Removes a checkpoint; one that is not there is success (C20)."""
-        request = API.DeleteCheckpointRequest(id=id, name=name, checkpointDir=directory)
-        self._call("DeleteCheckpoint", request, f"delete checkpoint {name!r} of container {id!r}")
-
-
-def healthy(channel: Channel, timeout: float) -> bool:
-    """Does the daemon say of itself that it serves? Raises what `Channel.call` does; a daemon without that service, as
-    those of other kinds are, has answered.
-    """
-    request = protos.message("grpc.health.v1.HealthCheckRequest")()
-    try:
-        reply = channel.call("grpc.health.v1.Health/Check", request, doing="ask the daemon its health", timeout=timeout)
-    except UnsupportedError:
-        return True
-    return bool(reply.status == 1)

@@ -186,8 +186,8 @@ class Engine(Protocol):
         """
 
     def last_event(self, id: str) -> Event | None:
-        """The last event of a container that there is since the time that was kept when this client began; without
-        such a time since ever (C22). An engine that keeps no events says how it is: paused or ended.
+        """The last event of a container since the time that was kept when this client began, else since ever (C22). An
+        engine that keeps no events says how it is: paused or ended.
         """
 
     def exec(self, request: ExecRequest) -> int:
