@@ -32,6 +32,7 @@ class ApiPlace(Place):
         self.root = os.path.join(self._base, CONTAINERS)
         _places[self.root] = self
         self.argument = self.argument_as_passed = "--debug"
+        self.null_pipes = 2 if old else 0
 
     def watches(self, client: Client, id: str) -> bool:
         """See `Place.watches`."""

@@ -242,6 +242,7 @@ def test_a_create_that_fails_over_and_over_leaves_threads_and_files_as_before(
                 container.start()
 
     side_by_side(4, lambda number: fail(number) if number == 0 else None)  # what is made once a process is there now
+    libctrd.run(spec=spec("true"), client=client)  # and what is made once a client, for its first container that runs
     before = census()
     side_by_side(8, fail)
     assert more_than(before) == {}

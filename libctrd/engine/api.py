@@ -21,7 +21,7 @@ from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.engine import apifeed, apistart, apiwire, cgroups, exitfile, late, startmark, taskio
 from libctrd.engine.apihistory import History
-from libctrd.engine.apioperations import CREATE_SECONDS, server_version
+from libctrd.engine.apioperations import CREATE_SECONDS, drain, server_version
 from libctrd.engine.apitime import KeptTime
 from libctrd.engine.apiwire import API, ENGINE
 from libctrd.engine.base import (
@@ -42,14 +42,14 @@ from libctrd.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
     from_os_error,
 )
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, ExitStatus
-from libctrd.stdio import discard_fifos
-from libctrd.stdio import path as fifo_path
+from libctrd.stdio import fifos_in
 
 if TYPE_CHECKING:
     from libctrd.engine.daemon import Daemon
@@ -64,6 +64,11 @@ SIGKILL = 9
 START_SECONDS = 30.0
 """How long a start that its client has left behind may go on: the daemon gives it up itself then."""
 END_SECONDS = 15.0
+
+_ENDED_AT_ONCE = "exec.fifo: no such file or directory"
+"""What runc's start says when the container has run and was deleted before runc came to remove that file: so it was
+started, and its end is to come. Where 0.2.9 forgets the container before it has seen that end, nobody knows it.
+"""
 
 _record_decoder = msgspec.json.Decoder(Record)
 _UNKNOWN = ExitStatus(UNKNOWN_EXIT, known=False)
@@ -306,7 +311,11 @@ class ApiEngine(History):
             with taskio.read_ends(stdout, "" if record.terminal else stderr):
                 doing = f"start container {record.id!r}"
                 reply = self._call("CreateContainer", wire, doing, CREATE_SECONDS, starting=True, whole=True)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RuntimeFailedError) and _ENDED_AT_ONCE in str(error):
+                self._feed.started(record.id, INIT, 0)
+                self._feed.lost(record.id)
+                return 0
             self._feed.forget(record.id)
             raise
         pid = next((process.systemPid for process in reply.container.processes if process.pid == INIT), 0)
@@ -417,9 +426,8 @@ class ApiEngine(History):
             container = self._container(id)
             if container is None or (record is not None and container.bundlePath != record.bundle):
                 return
-            bundle = container.bundlePath
-            if any(os.path.lexists(fifo_path(bundle, INIT, stream)) for stream in ("stdout", "stderr")):
-                discard_fifos(bundle, INIT)
+            for name in {INIT, *fifos_in(container.bundlePath)}:  # its end comes after those of all its processes
+                drain(container.bundlePath, name)
             if container.status != "running":
                 waits.started.wait(START_SECONDS)
             try:

@@ -4,7 +4,6 @@ process, but keeps some hundreds of events, of all containers together.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from libctrd.engine import apiwire
@@ -12,6 +11,7 @@ from libctrd.engine.apioperations import Operations
 from libctrd.engine.base import ProcessSnapshot
 from libctrd.errors import CtrdError
 from libctrd.state import INIT, Event, ExitStatus
+from libctrd.stdio import fifos_in
 
 if TYPE_CHECKING:
     from libctrd.engine.apitime import KeptTime
@@ -69,11 +69,7 @@ class History(Operations):
 
     def _ended(self, record: Record, running: set[str]) -> list[ProcessSnapshot]:
         """Its further processes that have left fifos in its directory."""
-        try:
-            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
-        except OSError:
-            return []
-        names -= {"", *running}
+        names = fifos_in(record.bundle) - running
         if record.foreign or not names:
             return []
         stored = self._stored(record.id, apiwire.nanoseconds_of(record.created_at))

@@ -10,6 +10,7 @@ import itertools
 import os
 import stat
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from libctrd import ids
@@ -18,7 +19,7 @@ from libctrd.engine.apiwire import API, ENGINE
 from libctrd.engine.base import Ends, so_already, unsupported
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
-from libctrd.stdio import STREAMS
+from libctrd.stdio import OUTPUTS, STREAMS, discard_fifos
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ def _is_fifo(path: str) -> bool:
         return stat.S_ISFIFO(os.lstat(path).st_mode)
     except OSError:
         return False  # it was removed
+
+
+def drain(bundle: str, process: str, streams: Iterable[str] = OUTPUTS) -> None:
+    """Throws away what is, and will be, in those fifos of a process that there are."""
+    discard_fifos(bundle, process, [stream for stream in streams if _is_fifo(fifo_path(bundle, process, stream))])
 
 
 class Operations:
@@ -145,6 +151,12 @@ class Operations:
             raise unsupported(ENGINE, "send a signal to everyone in a container", "send it to each process")
         doing = f"send signal {number} to process {process!r} of container {id!r}"
         self._call("Signal", API.SignalRequest(id=id, pid=process, signal=number), doing)
+
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: a shim of 0.2.9 ends when it has copied all output into our fifos, of which it holds a
+        reading end itself, so that it never learns that there is no reader.
+        """
+        drain(self.record(id).bundle, process, streams)
 
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`. The input of a terminal is ended by what is typed for that, for the daemon does

@@ -5,7 +5,7 @@ the client's. What an engine cannot do raises `UnsupportedError` naming itself (
 """
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -218,6 +218,11 @@ class Engine(Protocol):
 
     def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
         """Sends a signal to one process, or to *everyone* in the container. `NotFoundError` when it has ended."""
+
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """Nobody takes these outputs (``stdout``, ``stderr``) of a process any more, which was sent SIGKILL. An engine
+        whose daemon tells its end only once they were read to theirs throws them away; others need not.
+        """
 
     def close_stdin(self, id: str, process: str) -> None:
         """The client will write no more (C7). `NotFoundError` when the process has ended."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +40,9 @@ class LocalOperations(Further):
             shim.request(self._directory(id), f"kill {number}{_named(process)}")
         except NotFoundError:
             self._signal_orphan(id, number, process)
+
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: the shim tells the end when it comes."""
 
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,7 +21,7 @@ from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exec_id, exit_status
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
-from libctrd.stdio import STREAMS
+from libctrd.stdio import STREAMS, fifos_in
 
 if TYPE_CHECKING:
     from libctrd.engine.base import Record, Snapshot
@@ -73,12 +74,8 @@ class Operations:
 
     def _with_fifos(self, record: Record, known: set[str]) -> list[ProcessSnapshot]:
         """The further processes that have fifos in the container's directory, but for those that are *known*."""
-        try:
-            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
-        except OSError:
-            return []  # of a container of another program there is none
         found = []
-        for name in sorted(names - known - {INIT, ""}):
+        for name in sorted(fifos_in(record.bundle) - known - {INIT}):
             with contextlib.suppress(NotFoundError, InvalidArgumentError):  # they are left of one that has gone
                 process = self._get(record.id, name)
                 end = exit_status(process.exit_status, process.exited_at) if process.status == STOPPED else None
@@ -107,6 +104,9 @@ class Operations:
             container_id=id, exec_id=exec_id(process), signal=number, all=everyone
         )
         self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
+
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: containerd tells the end when it comes."""
 
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
