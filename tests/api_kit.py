@@ -74,6 +74,7 @@ class OldContainerd(Served):
         need(os.path.join(self._programs, "containerd"), "containerd 0.2.9")
         command = [os.path.join(self._programs, "containerd"), "-l", f"unix://{self.socket}", "--state-dir", self.state]
         command += ["--shim", os.path.join(self._programs, "containerd-shim"), "--runtime", need_runtime("runc")]
+        command += ["--runtime-args", f"--root={self.top}/runc"]  # else all daemons share the ids of one
         with open(os.path.join(self.top, "log"), "wb") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log)
         until(lambda: os.path.exists(self.socket), "the socket of containerd 0.2.9")

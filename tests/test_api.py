@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import libctrd
-from libctrd.engine import apitime, apiwire
+from libctrd import protos
+from libctrd.engine import apioperations, apitime, apiwire
 from libctrd.engine.apitime import KeptTime
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
 
@@ -120,6 +121,53 @@ def test_who_speaks_neither_is_one_clear_error(tmp_path: Path) -> None:
             libctrd.connect(f"unix://{tmp_path}/s")
     finally:
         server.stop(0).wait()
+
+
+class Starting(grpc.GenericRpcHandler):
+    """containerd 0.2.9 while it starts: its health is told at once, its API only when it knows its containers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.known_after = 0
+
+    def service(self, call: Any) -> Any:
+        replies = {
+            "/grpc.health.v1.Health/Check": protos.message("grpc.health.v1.HealthCheckResponse")(status=1),
+            "/types.API/GetServerVersion": apiwire.API.GetServerVersionResponse(minor=2, patch=3),
+        }
+        if call.method.startswith("/types.API"):
+            self.asked += 1
+            if self.asked <= self.known_after:
+                return None
+        reply = replies.get(call.method)
+        if reply is None:
+            return None
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: reply.SerializeToString())
+
+
+@pytest.fixture
+def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("libctrd.engine.default_state_dir", lambda: f"{tmp_path}/ctrd")
+    handler = Starting()
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[handler])
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.start()
+    yield handler
+    server.stop(0).wait()
+
+
+def test_a_daemon_that_is_still_starting_is_waited_for(
+    tmp_path: Path, starting: Starting, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C25
+    starting.known_after = 5
+    with libctrd.connect(f"unix://{tmp_path}/s") as client:
+        assert client.info().version == "0.2.3"
+        starting.known_after = 1000  # it was started anew
+        with pytest.raises(libctrd.UnavailableError, match=r"has just started .* try again"):
+            client.containers()
+    monkeypatch.setattr(apioperations, "STARTING_SECONDS", 0.1)
+    with pytest.raises(UnsupportedError, match=r"does not speak the types\.API"):
+        libctrd.connect(f"unix://{tmp_path}/s")
 
 
 # ---- the last event --------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ def test_a_container_without_its_shim_can_be_signalled_and_cleaned_by_force(
         container.signal("KILL")
 
 
+@pytest.mark.cannot("api029", "keep a pause away from what ends: runc may refuse to delete that then", run=False)
 def test_a_container_is_cleaned_by_force_though_another_freezes_it_meanwhile(
     client: Client, other: Client, spec: Make
 ) -> None:  # C2

@@ -10,14 +10,20 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from libctrd import ids
+from libctrd import ids, protos
 from libctrd.engine import apiwire, taskio
 from libctrd.engine.apiwire import API, ENGINE
 from libctrd.engine.base import Ends, so_already, unsupported
-from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
+from libctrd.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeFailedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from libctrd.state import INIT, Stats
 from libctrd.stdio import OUTPUTS, STREAMS, discard_fifos
 from libctrd.stdio import path as fifo_path
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from libctrd.engine.channel import Channel
 
 STATE_SECONDS = 5.0
+STARTING_SECONDS = 10.0
 _NO_PIDS = "get all pids for container"
 CREATE_SECONDS = 35.0
 """The daemon itself gives up after 30."""
@@ -38,6 +45,35 @@ def server_version(channel: Channel) -> tuple[str, str]:
     request = API.GetServerVersionRequest()
     reply = channel.call("types.API/GetServerVersion", request, doing="ask the daemon its version")
     return f"{reply.major}.{reply.minor}.{reply.patch}", reply.revision
+
+
+def awaited_version(channel: Channel) -> tuple[str, str]:
+    """`server_version`, once there is one: 0.2.9 serves before it knows that API, while it looks for its containers,
+    and tells only its health then. No event says when that is over: so it is asked again, a little later each time.
+    """
+    end = time.monotonic() + STARTING_SECONDS
+    for pause in _pauses():
+        try:
+            return server_version(channel)
+        except UnsupportedError:
+            if time.monotonic() > end or not _tells_health(channel):
+                raise
+        time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def _tells_health(channel: Channel) -> bool:
+    request = protos.message("grpc.health.v1.HealthCheckRequest")()
+    try:
+        channel.call("grpc.health.v1.Health/Check", request, doing="ask the daemon its health")
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two questions for what nothing announces."""
+    return itertools.chain((0.005, 0.01, 0.02, 0.04), itertools.repeat(0.08))
 
 
 def _is_fifo(path: str) -> bool:
@@ -80,6 +116,11 @@ class Operations:
             return self._channel.call(f"types.API/{name}", request, doing=doing, timeout=timeout, whole=whole)
         except RuntimeFailedError as error:
             raise apiwire.error_of(error, starting) from error.__cause__
+        except UnsupportedError as error:  # it did speak it when we connected
+            raise UnavailableError(
+                f"could not {doing}: the daemon at {self._channel.path} has just started and looks for its containers "
+                "still: try again"
+            ) from error
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -92,7 +133,7 @@ class Operations:
         doing = f"look at container {id!r}" if id else "list the containers"
         request = API.StateRequest(id=ids.check(id) if id != "" else "")
         end = time.monotonic() + STATE_SECONDS
-        for pause in itertools.chain((0.005, 0.01, 0.02, 0.04), itertools.repeat(0.08)):
+        for pause in _pauses():
             try:
                 return list(self._call("State", request, doing).containers)
             except RuntimeFailedError as error:
