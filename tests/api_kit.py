@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -77,4 +78,8 @@ class OldContainerd(Served):
         command += ["--runtime-args", f"--root={self.top}/runc"]  # else all daemons share the ids of one
         with open(os.path.join(self.top, "log"), "wb") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log)
-        until(lambda: os.path.exists(self.socket), "the socket of containerd 0.2.9")
+        until(self._listens, "the socket of containerd 0.2.9")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as peer:
+            return peer.connect_ex(self.socket) == 0

@@ -36,6 +36,9 @@ from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cannot(
+    "api029", "know the end of what has ended and is deleted before runc has come back from its start", strict=False
+)
 @pytest.mark.parametrize("how", ["read by the caller", "captured"])
 def test_the_last_line_of_a_container_that_exits_at_once_is_there(
     client: Client, spec: Make, state_dir: str, how: str
