@@ -32,7 +32,7 @@
  *   resize W H [NAME]     ok | error ERRNO
  *   fds [NAME]     fds LETTERS, with SCM_RIGHTS         the client's ends: i stdin, o stdout, e stderr
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
- *   pause, resume  ok | failed CODE TEXT                after the event
+ *   pause, resume  ok | failed CODE TEXT | error ERRNO  after the event; EALREADY: it is so already
  *   exec           started PID | failed CODE TEXT | error ERRNO [CALL WHAT]    with fields, each behind a NUL: name, token,
  *                  flags, the three fifos. The document of the process is exec-TOKEN.json in the state directory
  *   cancel TOKEN, cancel-now TOKEN  ok                  that process is not wanted any more; now: its start hangs
@@ -199,6 +199,8 @@ static void run_wanted(void)
 			ending = true, say(i, "ok");
 		else if (op == PAUSE && INIT->doomed)
 			say_errno(i, ESRCH); /* frozen by cgroup v1, it would take no SIGKILL, and whoever sent it would wait */
+		else if (is_so_already(op))
+			say_errno(i, EALREADY);
 		else
 			spawn_runtime(op, i);
 	}

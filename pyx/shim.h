@@ -148,6 +148,7 @@ void look_for_oom(void);
 bool remove_cgroups(void);
 void forget_sealed(void);
 void settle_init(void);
+bool is_so_already(enum op op);
 
 /* shim_children.c */
 const char *next_entry(int dir, struct entries *in);
