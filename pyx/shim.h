@@ -2,7 +2,7 @@
  * What the parts of ctrd-shim share: its state, all of it static, and what each part offers the others.
  *
  *   shim.c          the peers and their requests, the loop
- *   shim_options.c  the command line
+ *   shim_options.c  the command line, and the set-up
  *   shim_runtime.c  the OCI runtime, its children, the exit and its record
  *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
@@ -117,6 +117,7 @@ struct peer {
 	int number;	   /* of the signal, for KILL_ALL */
 	char token[TOKEN]; /* of the file with the runtime's words, for CALL */
 };
+extern int listener, signals;
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
 
@@ -136,6 +137,7 @@ _Noreturn void die(const char *call, const char *what);
 
 /* shim_options.c */
 void parse(int argc, char **argv);
+void set_up(void);
 
 /* shim_runtime.c */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);
