@@ -22,7 +22,7 @@ MAX_DEPTH: Final = 64  # no spec comes near
 ENCODER_DEPTH: Final = 500  # the encoder itself gives up somewhere beyond
 MAX_WIDTH: Final = 1_000_000  # values on one level; a list that holds itself twice would double on each
 
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_PLAIN_KEY: Final = r"[A-Za-z_][A-Za-z0-9_-]*\Z"  # compiled when there is a fault to name
 _NAMES: Final[dict[type, str]] = {
     dict: "object",
     list: "array",
@@ -40,7 +40,7 @@ def kind(value: object) -> str:
 
 def member(path: str, key: object) -> str:
     """The path of *key* of the object at *path* (the document itself is ``""``)."""
-    if not isinstance(key, str) or not _PLAIN_KEY.match(key):
+    if not isinstance(key, str) or not re.match(_PLAIN_KEY, key):
         return f"{path}[{key!a}]"
     return f"{path}.{key}" if path else key
 

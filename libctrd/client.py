@@ -8,7 +8,6 @@ the contract has a call report straight (C6), which is why it is reentrant; queu
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from libctrd import directory, handling, ids
 from libctrd import spec as specs
 from libctrd._checks import seconds_of
+from libctrd._log import log
 from libctrd.container import Container
 from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
 from libctrd.errors import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from libctrd.images import Images
     from libctrd.stdio import Callback, Choice, Stdio
 
-log = logging.getLogger("libctrd")
 
 CONFIG = "config.json"
 CLOSE_SECONDS = 5.0

@@ -5,16 +5,14 @@ Nothing here knows what an event means; that is the client's business.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
+from libctrd._log import log
 from libctrd.errors import ClosedError, DeadlineError, UnavailableError
 from libctrd.state import StateInfo
-
-log = logging.getLogger("libctrd")
 
 STREAM_LIMIT = 2048
 """How many events a stream holds for a reader that does not come (the number of containerd 0.2)."""

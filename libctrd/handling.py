@@ -6,10 +6,10 @@ cleaned, so that in the listener the id is free.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from libctrd._log import log
 from libctrd.errors import CtrdError
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.container import Container
     from libctrd.process import Process
-
-log = logging.getLogger("libctrd")
 
 
 def handle(client: Client, container: Container, event: Event) -> None:

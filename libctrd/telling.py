@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from libctrd._log import log
 from libctrd.errors import InvalidArgumentError
 from libctrd.events import EventStream, Lanes, Listener
 
 if TYPE_CHECKING:
     from libctrd.container import Container
     from libctrd.state import StateInfo
-
-log = logging.getLogger("libctrd")
 
 
 class Telling:

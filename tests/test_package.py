@@ -28,7 +28,7 @@ MOST_LINES = 500
 
 # From the lowest layer up. A module may import those of its own layer and of the layers before it.
 LAYERS = (
-    ("errors", "ids"),
+    ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
     ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "state"),
     ("engine.channel",),

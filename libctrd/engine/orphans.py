@@ -5,7 +5,6 @@ A part of `libctrd.engine.local.LocalEngine`.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -13,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from libctrd import proc
+from libctrd._log import log
 from libctrd.engine import cgroups, shim
 from libctrd.errors import CtrdError, NotFoundError
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
@@ -20,8 +20,6 @@ from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 if TYPE_CHECKING:
     from libctrd.engine.base import Record, Sink, Snapshot
     from libctrd.reactor import Reactor
-
-log = logging.getLogger("libctrd")
 
 
 class Orphans:
