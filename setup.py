@@ -18,8 +18,8 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).parent
 CFLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
 STATIC_SHIM_CC = os.environ.get("LIBCTRD_SHIM_CC", "")
-"""The command of a compiler that links the shim static, against musl: it then starts in a seventh of the time, with a
-fifth of the memory. ``musl-gcc``, for one. Without it the shim is built like the modules, and links to the C library."""
+"""The command of a compiler that links the shim static, against musl, such as ``musl-gcc``: it then starts in a
+seventh of the time, with a fifth of the memory. Without it the shim is built like the modules, on the C library."""
 SHIM = "libctrd.ctrd-shim"  # an "extension" by name only: build_ext links it as a program
 
 

@@ -249,7 +249,7 @@ class LocalEngine(Latecomer, LocalOperations):
         arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
         if record.cgroup and record.plain:
             arguments += ["--cgroup", record.cgroup]
-        copy = sealed.copy(record.runtime)
+        copy = sealed.copy(record.runtime) if runtimes.find(record.runtime).works else None
         if copy is not None:
             flags += "s"
         for option, path in {"--stdin": request.stdin, "--stdout": request.stdout, "--stderr": request.stderr}.items():

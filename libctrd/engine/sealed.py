@@ -1,9 +1,9 @@
-"""A copy of the OCI runtime in memory that nobody can write to any more: containers are started with it.
+"""A copy of the OCI runtime in memory that nobody can write to any more: what containers are started with.
 
-A container could overwrite the runtime that starts it, through ``/proc/PID/exe`` (CVE-2019-5736). So crun and runc begin
-each start with a look at themselves: unless they run from a memory file that is sealed, they make one, or mount their
-file read-only, and execute themselves from there once more. One sealed copy for all starts of this process is as safe,
-and spares each of them that second beginning: a fifth of a start. A runtime that knows nothing of this does not notice.
+A container could overwrite the runtime that starts it, through ``/proc/PID/exe`` (CVE-2019-5736). So crun and runc
+look at themselves when they begin: unless they run from a sealed memory file they make one, or mount their own file
+read-only, and execute themselves from there once more. One sealed copy for all starts of this process is as safe, and
+spares each of them that second beginning: a fifth of a start. A runtime that knows nothing of this does not notice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLACED: Final = "/sys/fs/selinux/enforce"
 class Copy:
     """A sealed copy: its descriptor, closed with the last one who uses it."""
 
-    def __init__(self, fd: int, of: tuple[int, ...]) -> None:
+    def __init__(self, fd: int, of: tuple[str | int, ...]) -> None:
         self.fd = fd
         self.of = of
 
@@ -38,7 +38,7 @@ class Copy:
 
 
 _lock = threading.Lock()  # held while a copy is made: whoever else wants it waits, instead of making another
-_copies: dict[str, Copy | None] = {}
+_last: Copy | None = None  # only one is kept: who starts with several runtimes in turn is rare
 
 
 def copy(path: str) -> Copy | None:
@@ -53,19 +53,19 @@ def copy(path: str) -> Copy | None:
         status = os.stat(path)
     except OSError:
         return None  # the start will say so
-    of = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    with _lock:
-        known = _copies.get(path)
-        if known is None or known.of != of:
-            if known is None and path in _copies:
-                return None
-            _copies[path] = known = _made(path, status, of)
-        return known
-
-
-def _made(path: str, status: os.stat_result, of: tuple[int, ...]) -> Copy | None:
+    of = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if status.st_size > LARGEST or status.st_mode & (stat.S_ISUID | stat.S_ISGID) or os.path.exists(_PLACED):
         return None
+    global _last
+    with _lock:
+        if _last is not None and _last.of == of:
+            return _last
+        made = _made(path, of)
+        _last = made or _last
+        return made
+
+
+def _made(path: str, of: tuple[str | int, ...]) -> Copy | None:
     try:
         if "security.capability" in os.listxattr(path):
             return None
