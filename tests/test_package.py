@@ -58,6 +58,7 @@ LAYERS = (
         "engine.cgroups",
         "engine.cutstart",
         "engine.late",
+        "engine.sealed",
         "engine.shim",
         "engine.metrics",
         "engine.taskio",
