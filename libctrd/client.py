@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from libctrd import directory, handling, ids
@@ -240,8 +241,7 @@ class Client(Telling):
                 del self._arrivals[id]
 
     def _known(self, id: str) -> Container | None:
-        with self._guard:
-            return self._containers.get(id)
+        return self._containers.get(id)  # one look at a table needs no lock
 
     def _active(self, id: str) -> Container | None:
         """That of this client's table. One that only waits to be started may have been removed by another client."""
@@ -327,11 +327,9 @@ class Client(Telling):
         except CtrdError:
             return False  # there is no record, or only a damaged one: nothing that says so
 
-    @contextlib.contextmanager
-    def _locked(self, id: str) -> Iterator[None]:
-        """Holds the lock of one container id (C18). It exists while somebody holds it or waits for it."""
-        with self._locks.holding(id):
-            yield
+    def _locked(self, id: str) -> contextlib.AbstractContextManager[None]:
+        """For one ``with``: the lock of one container id (C18)."""
+        return self._locks.holding(id)
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -369,7 +367,7 @@ class Client(Telling):
         elif container is None:
             log.debug("event %s of container %s, which is not known here", event.type, event.id)
         else:
-            self._lanes.submit(("event", event.id), lambda: handling.handle(self, container, event))
+            self._lanes.submit(("event", event.id), partial(handling.handle, self, container, event))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

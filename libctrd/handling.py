@@ -35,10 +35,10 @@ def handle(client: Client, container: Container, event: Event) -> None:
                 with client._locked(container.id):
                     container._changes.wake(change)
 
-            client._report(container, StateInfo(change, at=client._now()), wake)
+            client._report(container.id, StateInfo(change, at=client._now()), wake)
         elif event.type == "oom":
             container._oom_killed = True
-            client._report(container, StateInfo("oom", oom_killed=True, at=client._now()))
+            client._report(container.id, StateInfo("oom", oom_killed=True, at=client._now()))
         else:
             log.debug("event %s of container %s is none that is handled", event.type, event.id)
 
@@ -52,7 +52,7 @@ def overheard(client: Client, event: Event) -> None:
         if event.process != INIT:
             kind = "exit-process"
     info = StateInfo(kind, event.pid, event.process, code, oom_killed, at)
-    client._lanes.submit(("report", event.id), lambda: client._report_now(event.id, info, lambda: None))
+    client._report(event.id, info)
 
 
 def ended(client: Client, container: Container, status: ExitStatus) -> None:
@@ -123,7 +123,7 @@ def _tell_process_exit(
     client: Client, container: Container, name: str, status: ExitStatus, then: Callable[[], None] = lambda: None
 ) -> None:
     at = status.exited_at or client._now()
-    client._report(container, StateInfo("exit-process", 0, name, status.code, container._oom_killed, at), then)
+    client._report(container.id, StateInfo("exit-process", 0, name, status.code, container._oom_killed, at), then)
 
 
 def _finish(client: Client, container: Container, status: ExitStatus) -> None:
@@ -149,4 +149,4 @@ def _finish(client: Client, container: Container, status: ExitStatus) -> None:
             init._notified.set()
 
     at = status.exited_at or client._now()
-    client._report(container, StateInfo("exit", 0, INIT, status.code, container._oom_killed, at), told)
+    client._report(container.id, StateInfo("exit", 0, INIT, status.code, container._oom_killed, at), told)
