@@ -54,7 +54,7 @@ class BuildExt(build_ext):
             return
         target = Path(self.get_ext_fullpath(ext.name))
         if STATIC_SHIM_CC:
-            command = [*shlex.split(STATIC_SHIM_CC), *CFLAGS, "-static", "-s", "-o", str(target), *ext.sources]
+            command = [*shlex.split(STATIC_SHIM_CC), "@pyx/static.opts", "-o", str(target), *ext.sources]
             target.parent.mkdir(parents=True, exist_ok=True)
             self.spawn(command)
             return

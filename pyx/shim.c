@@ -17,7 +17,7 @@
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach",
- *     s descriptor 5 is a sealed copy of the runtime, for the start
+ *     s descriptor 5 is a sealed copy of the runtime, for the start; g pipes may grow: nobody's share is used up by that
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -44,10 +44,10 @@
 #include "shim.h"
 
 struct options opt;
-struct peer peers[MAX_PEERS];
+struct peer peers[MAX_PEERS] APART;
 int peer_count;
 bool ending;
-char packet[PACKET];
+char packet[PACKET] APART;
 static int listener = -1, signals = -1;
 
 /* ---- messages -------------------------------------------------------------------------------------------------------- */
@@ -221,7 +221,7 @@ static const char *maybe_after(const char *text, const char *word)
 
 static void request(int i)
 {
-	static char text[REQUEST];
+	static char text[REQUEST] APART;
 	const char *rest;
 	char *numbers;
 	struct process *p;
@@ -373,6 +373,8 @@ static void set_up(void)
 		die("open", opt.log);
 	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
 		die("open", failed);
+	for (int i = 0; i < 2 && opt.grow; i++) /* what is drained moves several times as fast */
+		fcntl(INIT->io.out_read[i], F_SETPIPE_SZ, 1 << 20);
 	if ((listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET)) < 0)
 		die("bind", SOCKET_NAME);
 	if (opt.terminal && (INIT->io.tty_listener = listen_at(TTY_NAME, SOCK_STREAM)) < 0)
@@ -382,16 +384,17 @@ static void set_up(void)
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
-static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16]; /* terminals, two outputs and the like besides the peers */
+/* Terminals, two outputs and the like besides the peers. */
+static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16] APART;
 static nfds_t poll_count;
 
 /* Adds a descriptor to the next poll when there is one; returns where its answer will stand, -1 for none. */
-static int want(int fd, short events)
+static short want(int fd, short events)
 {
 	if (fd < 0)
 		return -1;
 	polls[poll_count] = (struct pollfd){.fd = fd, .events = events};
-	return (int)poll_count++;
+	return (short)poll_count++;
 }
 
 static short answer(int at)
@@ -400,14 +403,14 @@ static short answer(int at)
 }
 
 /* A buffer with bytes in it waits for room, an empty one for bytes. */
-static int want_pump(struct pipe_buffer *b)
+static short want_pump(struct pipe_buffer *b)
 {
 	if (b->to < 0)
 		return -1;
 	return b->start < b->end ? want(b->to, POLLOUT) : want(b->from, POLLIN);
 }
 
-static void terminal_turn(struct streams *io, const int at[3])
+static void terminal_turn(struct streams *io, const short at[3])
 {
 	if (answer(at[0]))
 		receive_terminal(io);
@@ -424,7 +427,8 @@ static void terminal_turn(struct streams *io, const int at[3])
 
 static void turn(void)
 {
-	int at_peer[MAX_PEERS], at_tty[MAX_PROCESSES][3], at_out[2] = {-1, -1}, busy = 0, processes_then = process_count;
+	short at_peer[MAX_PEERS], at_tty[MAX_PROCESSES][3], at_out[2] = {-1, -1};
+	int busy = 0, processes_then = process_count;
 	bool draining = opt.unattended != HOLD && !somebody_reads();
 
 	poll_count = 0;
@@ -475,6 +479,15 @@ static void turn(void)
 	remove_if_done();
 }
 
+/* What the start has used of the stack is given back: the kernel has it anew when it is used again. */
+static void give_back_stack(void)
+{
+	enum { PAGE = 4096, DEEPEST = 16 * PAGE };
+	char *top = (char *)((size_t)__builtin_frame_address(0) & ~(size_t)(PAGE - 1)) - PAGE;
+
+	madvise(top - DEEPEST, DEEPEST, MADV_DONTNEED);
+}
+
 int main(int argc, char **argv)
 {
 	parse(argc, argv);
@@ -482,8 +495,12 @@ int main(int argc, char **argv)
 	if (!opt.undo)
 		flock(STATE_FD, LOCK_UN); /* whoever waits to remove it finds our socket */
 	spawn_runtime(opt.undo ? UNDO : START, 0);
-	while (!ending)
+	while (!ending) {
+		enum state before = INIT->state;
 		turn();
+		if (before == STARTING && INIT->state != STARTING)
+			give_back_stack();
+	}
 	if (opt.undo)
 		return 0;
 	unlinkat(STATE_FD, SOCKET_NAME, 0);

@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -36,6 +37,9 @@
 
 enum { STARTER_FD = 3, STATE_FD = 4, SEALED_FD = 5, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
 enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
+/* Where tables and buffers lie: apart from all that is small, so that a shim at rest has touched few pages of memory. */
+#define APART __attribute__((section(".bss.tables")))
+
 enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC, CALL };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
 enum unattended { HOLD, DISCARD, LOG };
@@ -52,7 +56,7 @@ struct options {
 	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow;
 	enum unattended unattended;
 };
 extern struct options opt;
@@ -61,7 +65,7 @@ extern struct options opt;
 struct pipe_buffer {
 	int from, to; /* -1: closed */
 	size_t start, end;
-	char bytes[BLOCK];
+	char *bytes; /* BLOCK of them */
 };
 
 /* Our ends of a process's fifos, the ends that the runtime takes over, and its terminal. -1: none. */

@@ -10,7 +10,7 @@ enum { MAX_STRAYS = 4 * MAX_PROCESSES };
 static struct stray {
 	pid_t pid;
 	int status;
-} strays[MAX_STRAYS];
+} strays[MAX_STRAYS] APART;
 static unsigned stray_count;
 
 /* The pid that the runtime left in a file; 0 when there is none. */

@@ -42,6 +42,7 @@ void parse(int argc, char **argv)
 			opt.auto_remove = strchr(value, 'r') != NULL;
 			opt.attended = strchr(value, 'a') != NULL;
 			opt.sealed = strchr(value, 's') != NULL;
+			opt.grow = strchr(value, 'g') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else

@@ -188,8 +188,7 @@ void leave_in(const char *log, const char *text)
  */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log)
 {
-	static char path[PATH_MAX];
-	char *argv[MAX_ARGS + 32];
+	char path[PATH_MAX], *argv[MAX_ARGS + 32];
 	int n = opt.runtime_argc;
 	volatile int failed = 0; /* written by the child, which shares our memory until it has called exec */
 	pid_t pid;
@@ -226,7 +225,7 @@ static const char *base_name(const char *path)
 /* What a client wants the runtime to be called with; returns how many words that are, *most* at most. */
 static int read_words(const char *token, const char *words[], int most)
 {
-	static char text[PACKET];
+	static char text[PACKET] APART;
 	char name[TOKEN + 8];
 	int n = 0, fd;
 	ssize_t size;
@@ -245,12 +244,11 @@ static int read_words(const char *token, const char *words[], int most)
 void spawn_runtime(enum op op, int peer)
 {
 	static const int quiet[3] = {-1, -1, -1};
-	static char pid[PATH_MAX];
 	static const char *const verbs[] = {[START] = "run",	 [PAUSE] = "pause",  [RESUME] = "resume",
 					    [DELETE] = "delete", [KILL_ALL] = "kill", [UNDO] = "delete",
 					    [CALL] = ""};
 	const char *verb[24];
-	char console[64], number[16];
+	char pid[PATH_MAX], console[64], number[16];
 	int n = 0;
 
 	verb[n++] = verbs[op];

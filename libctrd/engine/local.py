@@ -41,6 +41,7 @@ from libctrd.errors import (
     UnsupportedError,
     from_os_error,
 )
+from libctrd.fifo import growing_is_free
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
@@ -243,6 +244,7 @@ class LocalEngine(Latecomer, LocalOperations):
                 "p": request.no_pivot_root,
                 "r": request.auto_remove,
                 "a": request.attended,
+                "g": request.unattended != "hold" and growing_is_free(),
             }.items()
             if wanted
         )
