@@ -132,7 +132,7 @@ class Client(Telling):
                     directory.remove_tree(bundle)
                     directory.make(bundle, uid, gid)
                 record, spec = self._engine.plan(id, bundle, spec, wanted)
-                config = specs.encode(spec)
+                config = specs.encode(spec, checked=True)
                 _write(os.path.join(bundle, CONFIG), config)
                 self._engine.reserve(record, config)
             except BaseException:

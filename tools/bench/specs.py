@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -113,7 +114,7 @@ def measure(rootfs: str, directory: Path, rounds: int) -> list[Result]:
             "create to the engine's request": lambda: steps.ours(spec),
             "the same with a small spec": lambda: steps.ours(small),
             "json.dumps, write, read, json.loads": lambda: steps.theirs(spec),
-            "encode": lambda: _encoded(specs.encode, spec),
+            "encode": lambda: _encoded(partial(specs.encode, checked=True), spec),
             "json.dumps": lambda: _encoded(json.dumps, spec),
             "validate": lambda: _encoded(specs.validate, spec),
         }
