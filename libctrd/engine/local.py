@@ -112,8 +112,7 @@ class LocalEngine(Latecomer, LocalOperations):
         """See `Engine.record`."""
         path = os.path.join(self._directory(id), RECORD)
         try:
-            with open(path, "rb") as file:
-                record = _record_decoder.decode(file.read())
+            record = _record_decoder.decode(shim.read_whole(path))
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"

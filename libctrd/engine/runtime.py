@@ -97,18 +97,20 @@ def output_of(*command: str) -> str:
 def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
-    key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
+    program = f"{path}:{status.st_mtime_ns}:{status.st_size}"
     with _lock:
-        if key not in _known:
+        if program not in _known:
+            boot = proc.boot_id()
+            key = f"{program}:{boot}"
             known = _remembered()
             if key not in known:
-                known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
+                known = {k: v for k, v in known.items() if k.endswith(boot)} | {key: _try(path)}
                 _remember(known)
-            _known[key] = known[key]
-        return _known[key]
+            _known[program] = known[key]
+        return _known[program]
 
 
-_known: dict[str, Runtime] = {}
+_known: dict[str, Runtime] = {}  # by program: a process sees one boot
 _lock = threading.Lock()  # held while a runtime is tried: whoever else wants to know waits, instead of trying it too
 
 

@@ -52,6 +52,19 @@ def exit_status(code: int, oom: bool, seconds: int, nanoseconds: int) -> ExitSta
     return ExitStatus(code, oom, _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000))
 
 
+def read_whole(path: str) -> bytes:
+    """What is in a file of a container's state: in three calls of the system, for it is read at each of its steps."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = block = os.read(fd, 65536)
+        while len(block) == 65536:
+            block = os.read(fd, 65536)
+            content += block
+        return content
+    finally:
+        os.close(fd)
+
+
 class _ExitRecord(msgspec.Struct):
     code: int
     oom_killed: bool
@@ -65,8 +78,7 @@ _exit_decoder = msgspec.json.Decoder(_ExitRecord)  # see `libctrd._spec_check`
 def read_exit(directory: str) -> ExitStatus | None:
     """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
     try:
-        with open(os.path.join(directory, EXIT_RECORD), "rb") as file:
-            record = _exit_decoder.decode(file.read())
+        record = _exit_decoder.decode(read_whole(os.path.join(directory, EXIT_RECORD)))
     except FileNotFoundError:
         return None
     except OSError as error:

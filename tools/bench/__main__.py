@@ -16,6 +16,7 @@ import fifos
 import imports
 import lives
 import many
+import phases
 import rates
 import reporting
 import shims
@@ -28,13 +29,14 @@ from table import plot, table
 Group = Callable[[argparse.Namespace, str, Path], Iterable[Result]]
 GROUPS: dict[str, Group] = {
     "starts": lambda given, rootfs, place: starts.measure(rootfs, place, given.rounds, given.runtime),
+    "phases": lambda given, rootfs, place: phases.measure(rootfs, place, given.rounds),
     "rates": lambda given, rootfs, place: rates.measure(
         rootfs, place, given.containers, given.runtime, given.go_client
     ),
     "streams": lambda given, rootfs, place: streams.measure(rootfs, place, few(given), given.size, given.go_fifo),
     "fifos": lambda given, rootfs, place: fifos.measure(place, given.rounds, given.go_fifo),
     "shims": lambda given, rootfs, place: shims.measure(rootfs, place),
-    "many": lambda given, rootfs, place: many.measure(rootfs, place, given.crowd),
+    "many": lambda given, rootfs, place: many.measure(rootfs, place, given.crowd, given.ticks),
     "crowd": lambda given, rootfs, place: starts.measure_crowd(rootfs, place, given.rounds, given.runtime, given.crowd),
     "imports": lambda given, rootfs, place: imports.measure(rootfs, place, given.rounds, given.runtime),
     "specs": lambda given, rootfs, place: specs.measure(rootfs, place, given.rounds),
@@ -61,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runtime", default="crun", help="the OCI runtime to start with (default: crun)")
     parser.add_argument("--containers", type=int, default=400, metavar="N", help="containers of a rate (default: 400)")
     parser.add_argument("--crowd", type=int, default=1000, metavar="N", help="containers at once (default: 1000)")
+    parser.add_argument("--ticks", type=int, default=60, metavar="N", help="seconds that they last (default: 60)")
     parser.add_argument("--lives", type=int, default=500, metavar="N", help="lives with containerd (default: 500)")
     parser.add_argument("--go-client", metavar="PATH", help="a client in Go to compare with: see lives.py")
     parser.add_argument("--go-fifo", metavar="PATH", help="fifos in Go to compare with: see peers/fifo.go")
@@ -70,8 +73,8 @@ def arguments() -> argparse.Namespace:
     for group in given.group:
         if group not in GROUPS:
             parser.error(f"{group}: there is no such group")
-    if min(given.rounds, given.size, given.lives, given.containers, given.crowd) < 1:
-        parser.error("there is nothing to measure in less than one round, MiB, life or container")
+    if min(given.rounds, given.size, given.lives, given.containers, given.crowd, given.ticks) < 1:
+        parser.error("there is nothing to measure in less than one round, MiB, life, container or second")
     for program in (given.go_client, given.go_fifo):
         if program is not None and not os.access(program, os.X_OK):
             parser.error(f"{program}: there is no such program")

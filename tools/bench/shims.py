@@ -41,16 +41,18 @@ def status(pid: int, name: str) -> int:
     raise KeyError(name)
 
 
-def processes(program: str, word: str) -> list[int]:
-    """The pids of the processes whose program has that name, and *word* among its arguments."""
+def processes(program: str, argument: str) -> list[int]:
+    """The pids of the processes whose program has that name, and one of whose arguments is that, or a path below it."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (directory / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended meanwhile
-        if os.path.basename(arguments[0]) == program.encode() and word.encode() in arguments:
-            found.append(int(directory.name))
+        if os.path.basename(arguments[0]) == program.encode():
+            wanted = argument.encode()
+            if any(given == wanted or given.startswith(wanted + b"/") for given in arguments):
+                found.append(int(directory.name))
     return found
 
 
@@ -142,7 +144,7 @@ def _measure_containerd(result: Result, rootfs: str, directory: Path) -> None:
             result.facts.append(f"containerd-shim-runc-v2 has {status(pid, 'Threads')} threads")
         finally:
             ctr = [host.ctr, "--address", host.socket, "--namespace", daemon.NAMESPACE]
-            subprocess.run([*ctr, "tasks", "rm", "--force", config.stem], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*ctr, "tasks", "rm", "--force", config.stem], check=True, capture_output=True)
             subprocess.run([*ctr, "containers", "rm", config.stem], check=True)
 
 
