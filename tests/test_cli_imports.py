@@ -24,7 +24,7 @@ OURS = """
     changes cli cli.deferred cli.exits cli.group cli.options cli.output cli.parts cli.run cli.signals cli.starting
     client container directory engine engine.base engine.cgroups engine.further engine.latecomer engine.local
     engine.localops engine.orphans engine.runtime engine.sealed engine.shim errors events fifo handling ids locks
-    owning proc process reactor relay spec starting state stdio telling
+    owning proc process reactor relay shape spec starting state stdio telling
 """
 """Every module of libctrd that it needs. One more takes some 0.15 ms of each `ctrd run`: is it for the rare case?"""
 

@@ -119,7 +119,7 @@ def measure(rootfs: str, directory: Path, rounds: int) -> list[Result]:
             "validate": lambda: _encoded(specs.validate, spec),
         }
         whole, base, theirs, encode, dumps, validate = in_turns(rounds, "us", takers)
-    step = Series("what the spec adds", "us", [a - b for a, b in zip(whole.values, base.values, strict=True)])
+    step = Series("added by the spec", "us", [a - b for a, b in zip(whole.values, base.values, strict=True)])
     result.series = [whole, base, step, validate, encode, dumps, theirs]
     part = step.median / theirs.median
     result.facts = [f"as a whole: {whole.median / theirs.median:.2f} times {theirs.label}"]
