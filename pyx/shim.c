@@ -17,7 +17,8 @@
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach",
- *     s descriptor 5 is a sealed copy of the runtime, for the start; g pipes may grow: nobody's share is used up by that
+ *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
+ *     g pipes may grow: nobody's share is used up by that
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -65,6 +66,8 @@ void drop_peer(int i)
 	peers[i] = (struct peer){.fd = -1};
 	if (runtime.peer == i)
 		runtime.peer = -1;
+	if (i == 0)
+		forget_sealed();
 	for (int k = 1; k < process_count; k++)
 		if (processes[k].starter == i)
 			processes[k].starter = -1; /* it goes on without one */

@@ -144,6 +144,7 @@ void reap(void);
 void remove_if_done(void);
 void look_for_oom(void);
 bool remove_cgroups(void);
+void forget_sealed(void);
 void settle_init(void);
 
 /* shim_children.c */

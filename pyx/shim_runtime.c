@@ -145,6 +145,28 @@ void say_failed(int i, int code, const char *log)
 	say(i, packet);
 }
 
+/* Is the sealed copy that of the runtime as it is by now? It may have been replaced long after the start. */
+static bool sealed_is_current(void)
+{
+	static struct stat first;
+	struct stat now;
+
+	if (!opt.sealed || stat(opt.runtime[0], &now) < 0)
+		return false;
+	if (first.st_ino == 0)
+		first = now;
+	return first.st_dev == now.st_dev && first.st_ino == now.st_ino && first.st_size == now.st_size &&
+	       first.st_mtim.tv_sec == now.st_mtim.tv_sec && first.st_mtim.tv_nsec == now.st_mtim.tv_nsec;
+}
+
+/* The copy is the starter's, and is not held longer than he is there: it has a size. */
+void forget_sealed(void)
+{
+	if (opt.sealed)
+		close(SEALED_FD);
+	opt.sealed = false;
+}
+
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
  *
@@ -166,7 +188,7 @@ static int enter_runtime(char **argv, const int stdio[3])
 	close(STATE_FD);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (opt.sealed) /* returns where a policy of the host lets only files be executed */
+	if (sealed_is_current()) /* returns where a policy of the host lets only files be executed */
 		syscall(SYS_execveat, SEALED_FD, "", argv, environ, AT_EMPTY_PATH);
 	execv(argv[0], argv);
 	return errno;
@@ -296,10 +318,6 @@ void spawn_runtime(enum op op, int peer)
 	runtime.op = op;
 	runtime.peer = peer;
 	runtime.pid = call_runtime(verb, op == START && !opt.terminal ? INIT->io.child_end : quiet, LOG_NAME);
-	if (opt.sealed) { /* it is for the start; whatever is done much later is done with the runtime as it is then */
-		opt.sealed = false;
-		close(SEALED_FD);
-	}
 	if (runtime.pid == 0) {
 		runtime.op = NOTHING;
 		say_failed(peer, 127, LOG_NAME);

@@ -142,3 +142,25 @@ def test_the_runtime_does_not_begin_twice(rootfs: str, state_dir: str, tmp_path:
     assert len([line for line in executed if "ctrd-shim" in line]) == 1
     assert len([line for line in executed if "execveat(5" in line]) == 1
     assert len(executed) == 4  # Python, the shim, the runtime, /bin/true
+
+
+@as_root
+def test_a_runtime_that_was_replaced_after_the_start_is_used_as_it_is_now(
+    rootfs: str, state_dir: str, tmp_path: Path
+) -> None:
+    crun = shutil.which("crun")
+    if crun is None:
+        pytest.skip("there is no crun: apt-get install crun")
+    path, marker = tmp_path / "crun", tmp_path / "called"
+    shutil.copy2(crun, path)
+    with libctrd.connect(f"local:{state_dir}", runtime=str(path)) as client:
+        container = client.create("web", libctrd.spec.default(["/bin/sleep", "60"], rootfs))
+        container.start(libctrd.NULL)
+        other = tmp_path / "new"
+        other.write_text(f'#!/bin/sh\necho "$@" >>{marker}\nexec {crun} "$@"\n')
+        other.chmod(0o755)
+        other.rename(path)
+        container.pause()
+        container.resume()
+        container.clean(force=True)
+    assert " pause web" in marker.read_text()
