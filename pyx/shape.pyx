@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Shapes of JSON documents: tells at the speed of C whether a value is JSON and nothing else, and of a certain shape.
 
 A shape says yes or no, never why: who needs the reasons walks along the same shapes, whose attributes say what they ask
@@ -12,7 +11,7 @@ from libc.math cimport isfinite
 from libc.string cimport memchr, memcmp, memset
 
 from cpython.dict cimport PyDict_CheckExact
-from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.float cimport PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
 from cpython.long cimport PyLong_CheckExact
 from cpython.tuple cimport PyTuple_CheckExact
@@ -21,7 +20,6 @@ from cpython.unicode cimport PyUnicode_CheckExact
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except? NULL
-    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
 
 
 cdef int MAX_DEPTH = 64                     # no document of use comes near
@@ -33,7 +31,7 @@ cdef struct Walk:
     Py_ssize_t left     # so many values more are looked at
 
 
-cdef inline bint enter(Walk *walk):
+cdef inline bint enter(Walk *walk) noexcept:
     """Whether the parts of one more array or object may be looked at. `leave` comes after it if so."""
     if walk.depth >= MAX_DEPTH or walk.left <= 0:
         return False
@@ -41,7 +39,7 @@ cdef inline bint enter(Walk *walk):
     return True
 
 
-cdef inline void leave(Walk *walk):
+cdef inline void leave(Walk *walk) noexcept:
     walk.depth -= 1
 
 
@@ -67,7 +65,7 @@ cdef int plain(object value, Walk *walk) except -1:
     if value is None or value is True or value is False or PyLong_CheckExact(value):
         return True
     if PyFloat_CheckExact(value):
-        return isfinite(PyFloat_AS_DOUBLE(value))
+        return isfinite(<double>value)
     if not enter(walk):
         return False
     if PyDict_CheckExact(value):
