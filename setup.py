@@ -70,7 +70,7 @@ def module(name: str) -> Extension:
 
 
 modules = cythonize(
-    [module(name) for name in ("fifo", "relay")],
+    [module(name) for name in ("fifo", "relay", "shape")],
     include_path=[stage_headers()],
     compiler_directives={"language_level": "3", "binding": True, "embedsignature": False},
 )

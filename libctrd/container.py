@@ -7,7 +7,6 @@ in ``client.py``.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from datetime import datetime
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from libctrd.relay import Buffer
     from libctrd.stdio import Callback, Choice, Stdin, Stdio
 
-log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
 

@@ -225,7 +225,7 @@ def _mount_id(parent: int, name: str) -> int:
 
 
 def _mount_id_of(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:
         for line in info:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])

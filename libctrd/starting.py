@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from libctrd._checks import one_line
+from libctrd._log import log
 from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
@@ -24,7 +24,6 @@ from libctrd.stdio import path as fifo_path
 if TYPE_CHECKING:
     from libctrd.container import Container
 
-log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import io
-import logging
 import os
 import sys
 import threading
@@ -17,10 +16,9 @@ from typing import Any, Protocol, TypeAlias
 
 from libctrd import reactor, relay
 from libctrd._checks import fd_of
+from libctrd._log import log
 from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
 from libctrd.fifo import Fifo, growing_is_free, open_fifo
-
-log = logging.getLogger("libctrd")
 
 STDERR_WITH_TERMINAL = sys.platform.startswith("sunos")
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""

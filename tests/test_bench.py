@@ -23,6 +23,9 @@ MEASURED = {
     "shims": ["shim"],
     "many": ["many"],
     "crowd": ["crowd"],
+    "imports": ["imports"],
+    "specs": ["spec"],
+    "reporting": ["events", "events", "events"],
 }
 SMALL = ["--rounds", "2", "--size", "4", "--containers", "8", "--crowd", "3", "--ticks", "3"]
 

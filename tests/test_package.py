@@ -23,14 +23,14 @@ import libctrd
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "libctrd"
-COMPILED = ("fifo", "relay")
+COMPILED = ("fifo", "relay", "shape")
 MOST_LINES = 500
 
 # From the lowest layer up. A module may import those of its own layer and of the layers before it.
 LAYERS = (
-    ("errors", "ids"),
+    ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "state"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "shape", "state"),
     ("engine.channel",),
     ("fifo",),
     ("relay",),
@@ -58,6 +58,7 @@ LAYERS = (
         "engine.cgroups",
         "engine.cutstart",
         "engine.late",
+        "engine.sealed",
         "engine.shim",
         "engine.metrics",
         "engine.taskio",

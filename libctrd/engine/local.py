@@ -6,10 +6,9 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
+import _socket as socket  # see `libctrd.engine.shim`
 import contextlib
-import logging
 import os
-import socket
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ import msgspec
 
 from libctrd import directory, ids
 from libctrd import spec as specs
-from libctrd.engine import cgroups, criu, sealed, shim
+from libctrd._log import log
+from libctrd.engine import cgroups, sealed, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -48,7 +48,6 @@ from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 if TYPE_CHECKING:
     from libctrd.images import Images
 
-log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
 RECORD_VERSION = 1
@@ -229,6 +228,8 @@ class LocalEngine(Latecomer, LocalOperations):
         where = self._directory(record.id)
         if not request.checkpoint:
             return self._create(request, where)
+        from libctrd.engine import criu  # few containers come from a checkpoint
+
         criu.require(record.runtime)
         keys = criu.kept(request.checkpoint, (request.stdin, request.stdout, request.stderr))
         with criu.configured(where, "inherit-fd", keys):

@@ -15,7 +15,7 @@ import msgspec
 
 from libctrd import directory
 from libctrd import spec as specs
-from libctrd.engine import criu, shim, usage
+from libctrd.engine import shim
 from libctrd.engine.base import Spec, so_already, unsupported
 from libctrd.engine.further import Further, write_new
 from libctrd.errors import NotFoundError, RuntimeFailedError, UnavailableError
@@ -70,10 +70,14 @@ class LocalOperations(Further):
 
     def pids(self, id: str) -> list[int]:
         """See `Engine.pids`."""
+        from libctrd.engine import usage  # no start comes here
+
         return self._usage(id, usage.pids)
 
     def stats(self, id: str) -> Stats:
         """See `Engine.stats`."""
+        from libctrd.engine import usage  # no start comes here
+
         return self._usage(id, usage.stats)
 
     def _usage(self, id: str, look: Callable[[str], _T]) -> _T:
@@ -96,6 +100,8 @@ class LocalOperations(Further):
 
     def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
         """See `Engine.checkpoint`."""
+        from libctrd.engine import criu  # few containers are ever checkpointed
+
         runtime = self.record(id).runtime
         criu.require(runtime)
         criu.prepare(id, path)
@@ -115,6 +121,8 @@ class LocalOperations(Further):
 
     def _streams(self, id: str) -> dict[str, int]:
         """The fifos of init that its processes have open, as a checkpoint names them."""
+        from libctrd.engine import criu  # see `checkpoint`
+
         init = self.snapshot(id).pid
         ends = shim.descriptors(self._directory(id))
         try:

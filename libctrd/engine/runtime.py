@@ -1,7 +1,6 @@
 """Which OCI runtime to use here, found out once a boot: crun if it works, else runc, or the one that is named."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-import logging
 import os
 import threading
 from typing import Any, Final
@@ -11,11 +10,10 @@ from msgspec import Struct
 
 from libctrd import proc
 from libctrd import spec as specs
+from libctrd._log import log
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
 from libctrd.locks import Locks
-
-log = logging.getLogger("libctrd")
 
 PREFERRED = ("crun", "runc")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import stat
 import threading
 from typing import Final
 
-log = logging.getLogger("libctrd")
+from libctrd._log import log
 
 LARGEST: Final = 2 << 20
 """Bytes. crun has half a MiB. runc has ten, more than a client may cost: it copies itself."""

@@ -1,12 +1,13 @@
 """The client's side of the shim: to start one, to talk to one. The protocol is told at the top of ``pyx/shim.c``."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-import array
+
+# The compiled half of `socket` has all that is used of it here. The other half makes enumerations of its constants, and
+# brings `selectors` along: as long to import as a fifth of all modules of ours, each time that `ctrd run` is called.
+import _socket as socket
 import contextlib
 import errno
-import glob
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -99,6 +100,8 @@ _process_exit_decoder = msgspec.json.Decoder(_ProcessExitRecord)
 
 def read_process_exits(directory: str) -> dict[str, ExitStatus]:
     """How the further processes have ended whose end nobody has collected yet, by name, from their records."""
+    import glob  # only a look at further processes comes here
+
     found = {}
     for path in glob.glob(os.path.join(glob.escape(directory), PROCESS_RECORD)):
         try:
@@ -310,6 +313,8 @@ def descriptors(directory: str, process: str = "") -> dict[str, int]:
     """The client's ends of the fifos of ``init``, or of another *process*, handed over by the shim: ``i``, ``o``, ``e``
     to a descriptor that is ours now.
     """
+    import array  # only an attach comes here
+
     with connection(directory) as peer:
         peer.sendall(f"fds {process}".rstrip().encode())
         fds = array.array("i")
@@ -357,7 +362,7 @@ class Shim:
         except OSError as error:
             raise from_os_error(error, f"make the socket to the shim of {directory!r} (socketpair)") from error
         try:
-            with its:
+            with contextlib.closing(its):
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 handle = os.open(directory, flags) if locked is None else locked
                 try:

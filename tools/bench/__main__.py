@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import fifos
+import imports
 import lives
 import many
 import phases
 import rates
+import reporting
 import shims
+import specs
 import starts
 import streams
 from measure import Result
@@ -35,6 +38,9 @@ GROUPS: dict[str, Group] = {
     "shims": lambda given, rootfs, place: shims.measure(rootfs, place),
     "many": lambda given, rootfs, place: many.measure(rootfs, place, given.crowd, given.ticks),
     "crowd": lambda given, rootfs, place: starts.measure_crowd(rootfs, place, given.rounds, given.runtime, given.crowd),
+    "imports": lambda given, rootfs, place: imports.measure(rootfs, place, given.rounds, given.runtime),
+    "specs": lambda given, rootfs, place: specs.measure(rootfs, place, given.rounds),
+    "reporting": lambda given, rootfs, place: reporting.measure(rootfs, place, few(given)),
     "lives": lambda given, rootfs, place: lives.measure(rootfs, place, given.rounds, given.lives, given.go_client),
 }
 
@@ -90,6 +96,8 @@ def measured(given: argparse.Namespace) -> Iterator[Result]:
 
 def main() -> int:
     given = arguments()
+    # pip compiles what it installs. What lies in a clone is compiled by who first imports it, unless this forbids it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     results = []
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     for result in measured(given):

@@ -20,4 +20,16 @@ def c(directory: Path) -> str:
     return str(program)
 
 
+def go(directory: Path, source: str) -> str | None:
+    """The program of a *source* in Go that needs nothing but Go, built in *directory*; ``None`` without a ``go``."""
+    program, compiler = directory / Path(source).stem, shutil.which("go")
+    if compiler is None:
+        return None
+    caches = {"GOCACHE": str(directory / "go-cache"), "GO111MODULE": "off", "GOFLAGS": "", "GOTOOLCHAIN": "local"}
+    command = [compiler, "build", "-o", program, SOURCES / source]
+    subprocess.run(command, check=True, env={**os.environ, **caches})
+    return str(program)
+
+
+NO_GO = "Go's queue: there is no go: apt-get install golang-go"
 NO_GO_FIFO = "Go's containerd/fifo: build tools/bench/peers/fifo.go beside it and give the program with --go-fifo"
