@@ -1,9 +1,9 @@
 """How many events a second go through the queue to a listener, in order for each container.
 
-Measured from the report of an event to the listener, which is what the origin's queue does, in Go with one goroutine for
-each event (C11); and, without a bar, from the engine's word to the listener, which is what an event takes as a whole: it
-waits in its container's lane, is handled under its container's lock, and then goes through the same queue. The listener
-counts and looks whether the order is kept.
+Measured from the report of an event to the listener, which is what the origin's queue does, in Go with one goroutine
+for each event (C11); and, without a bar, from the engine's word to the listener, which is what an event takes as a
+whole: it waits in its container's lane, is handled under its container's lock, and then goes through the same queue.
+The listener counts and looks whether the order is kept.
 """
 
 from __future__ import annotations
