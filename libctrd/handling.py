@@ -51,8 +51,13 @@ def overheard(client: Client, event: Event) -> None:
         at, code, oom_killed = status.exited_at or at, status.code, status.oom_killed
         if event.process != INIT:
             kind = "exit-process"
-    info = StateInfo(kind, event.pid, event.process, code, oom_killed, at)
-    client._report(event.id, info)
+
+    def report() -> None:
+        # A pid is asked for here, in the container's lane, where that holds up no other container's events.
+        pid = event.pid or event.find_pid()
+        client._report_now(event.id, StateInfo(kind, pid, event.process, code, oom_killed, at), None)
+
+    client._lanes.submit(("report", event.id), report)
 
 
 def ended(client: Client, container: Container, status: ExitStatus) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from libctrd.stdio import Callback, Choice, Stdio
 
 
+_SIGKILL = 9
 DETACH_SECONDS = 1.0
 """How long `Process.detach` may take to deliver what was printed by then."""
 
@@ -107,6 +108,10 @@ class Process:
         with container._client._locked(container.id):
             self._require_running()
             container._client._engine.signal(container.id, self.name, number)
+            if number == _SIGKILL:
+                from libctrd import unread  # not at every start
+
+                unread.throw_away(container, self.name)
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""

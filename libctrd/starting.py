@@ -141,6 +141,9 @@ def add(
         process.streams.close()
         with contextlib.suppress(NotFoundError):  # it has ended by itself
             client._engine.signal(container.id, name, _SIGKILL)
+        from libctrd import unread  # the rare case
+
+        unread.throw_away(container, name)
         raise
     return process
 

@@ -18,7 +18,9 @@
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach",
  *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
- *     g pipes may grow: nobody's share is used up by that
+ *     g pipes may grow: nobody's share is used up by that,
+ *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
+ *     (--keep instead of all that: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -30,7 +32,7 @@
  *   resize W H [NAME]     ok | error ERRNO
  *   fds [NAME]     fds LETTERS, with SCM_RIGHTS         the client's ends: i stdin, o stdout, e stderr
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
- *   pause, resume  ok | failed CODE TEXT                after the event
+ *   pause, resume  ok | failed CODE TEXT | error ERRNO  after the event; EALREADY: it is so already
  *   exec           started PID | failed CODE TEXT | error ERRNO [CALL WHAT]    with fields, each behind a NUL: name, token,
  *                  flags, the three fifos. The document of the process is exec-TOKEN.json in the state directory
  *   cancel TOKEN, cancel-now TOKEN  ok                  that process is not wanted any more; now: its start hangs
@@ -49,7 +51,7 @@ struct peer peers[MAX_PEERS] APART;
 int peer_count;
 bool ending;
 char packet[PACKET] APART;
-static int listener = -1, signals = -1;
+int listener = -1, signals = -1;
 
 /* ---- messages -------------------------------------------------------------------------------------------------------- */
 
@@ -197,6 +199,8 @@ static void run_wanted(void)
 			ending = true, say(i, "ok");
 		else if (op == PAUSE && INIT->doomed)
 			say_errno(i, ESRCH); /* frozen by cgroup v1, it would take no SIGKILL, and whoever sent it would wait */
+		else if (is_so_already(op))
+			say_errno(i, EALREADY);
 		else
 			spawn_runtime(op, i);
 	}
@@ -333,58 +337,6 @@ static void answer_the_last(void)
 			say(i, INIT->record);
 }
 
-/* ---- set-up ---------------------------------------------------------------------------------------------------------- */
-
-static void set_up(void)
-{
-	sigset_t all, child;
-	const char *failed = "";
-
-	/* ENOSYS before Linux 5.9: the starter passed only ours anyway. */
-	syscall(SYS_close_range, (opt.sealed ? SEALED_FD : STATE_FD) + 1, ~0U, 0);
-	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
-	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
-	if (opt.sealed)
-		fcntl(SEALED_FD, F_SETFD, FD_CLOEXEC);
-	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
-
-	strcpy(INIT->name, "init");
-	strcpy(INIT->io.tty_name, TTY_NAME);
-	INIT->io.terminal = opt.terminal;
-	INIT->starter = INIT->record_fd = -1;
-	no_streams(&INIT->io);
-
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	if ((signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
-		die("signalfd", "SIGCHLD");
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
-		die("prctl", "PR_SET_CHILD_SUBREAPER");
-	if ((null_fd = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
-		die("open", "/dev/null");
-	if (fchdir(STATE_FD) < 0)
-		die("fchdir", opt.state);
-
-	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
-		return;
-	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
-		die("write", RECORD_TEMP);
-	if (opt.unattended == LOG &&
-	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
-		die("open", opt.log);
-	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
-		die("open", failed);
-	for (int i = 0; i < 2 && opt.grow; i++) /* what is drained moves several times as fast */
-		fcntl(INIT->io.out_read[i], F_SETPIPE_SZ, 1 << 20);
-	if ((listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET)) < 0)
-		die("bind", SOCKET_NAME);
-	if (opt.terminal && (INIT->io.tty_listener = listen_at(TTY_NAME, SOCK_STREAM)) < 0)
-		die("bind", TTY_NAME);
-	unlinkat(STATE_FD, PID_NAME, 0); /* a stale one would be believed */
-}
-
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
 /* Terminals, two outputs and the like besides the peers. */
@@ -511,5 +463,6 @@ int main(int argc, char **argv)
 	if (INIT->state == STARTING)
 		unmark();
 	answer_the_last();
+	flush_terminals();
 	return 0;
 }

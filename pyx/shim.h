@@ -2,11 +2,12 @@
  * What the parts of ctrd-shim share: its state, all of it static, and what each part offers the others.
  *
  *   shim.c          the peers and their requests, the loop
- *   shim_options.c  the command line
+ *   shim_options.c  the command line, and the set-up
  *   shim_runtime.c  the OCI runtime, its children, the exit and its record
  *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
  *   shim_stdio.c    fifos, terminals, output that nobody reads
+ *   shim_keep.c     a process of its own: what is unread of containers that are gone
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,13 +51,14 @@ enum unattended { HOLD, DISCARD, LOG };
 #define RECORD_TEMP "exit.tmp"
 #define PID_NAME "pid"
 #define LOG_NAME "runtime.log"
+#define KEEPER_NAME "keep.sock"
 
 /* What the command line said. */
 struct options {
 	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
 	enum unattended unattended;
 };
 extern struct options opt;
@@ -115,6 +117,7 @@ struct peer {
 	int number;	   /* of the signal, for KILL_ALL */
 	char token[TOKEN]; /* of the file with the runtime's words, for CALL */
 };
+extern int listener, signals;
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
 
@@ -134,6 +137,7 @@ _Noreturn void die(const char *call, const char *what);
 
 /* shim_options.c */
 void parse(int argc, char **argv);
+void set_up(void);
 
 /* shim_runtime.c */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);
@@ -146,6 +150,7 @@ void look_for_oom(void);
 bool remove_cgroups(void);
 void forget_sealed(void);
 void settle_init(void);
+bool is_so_already(enum op op);
 
 /* shim_children.c */
 const char *next_entry(int dir, struct entries *in);
@@ -179,6 +184,11 @@ void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);
+void flush_terminal(struct streams *io);
+void flush_terminals(void);
+
+/* shim_keep.c */
+_Noreturn void keep_unread(void);
 
 /* Both parts that write a record: the room for it before the process starts, so that a full disk cannot lose an exit. */
 int make_record(const char *name);

@@ -259,8 +259,10 @@ void forget_process(int peer, const char *name)
 		say_errno(peer, EBUSY);
 		return;
 	}
-	if (p && p != INIT)
+	if (p && p != INIT) {
+		flush_terminal(&p->io);
 		release(p);
+	}
 	say(peer, "ok");
 }
 

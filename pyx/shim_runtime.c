@@ -5,6 +5,7 @@ struct runtime runtime = {.peer = -1};
 int oom_fd = -1, oom_control = -1;
 bool oom_is_v2, oom_killed;
 static bool removing, undone, init_over;
+static bool unsure; /* a pause or a resume has failed: whether it is frozen now, nobody knows */
 static int init_status;
 
 /* ---- the exit -------------------------------------------------------------------------------------------------------- */
@@ -184,6 +185,8 @@ static int enter_runtime(char **argv, const int stdio[3])
 	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
 			return errno;
+	if (INIT->state == STARTING) /* should we be killed it must not go on to make a container, whose files are removed */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	close(STARTER_FD);
 	close(STATE_FD);
 	sigemptyset(&none);
@@ -413,6 +416,15 @@ void remove_if_done(void)
 	spawn_runtime(DELETE, -1);
 }
 
+/*
+ * What one runtime takes for granted another refuses, so it is said here, where the requests of all clients come one
+ * after another: of two who resume at once the second is told.
+ */
+bool is_so_already(enum op op)
+{
+	return !unsure && ((op == PAUSE && INIT->state == PAUSED) || (op == RESUME && INIT->state == RUNNING));
+}
+
 static void runtime_ended(int status)
 {
 	int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), peer = runtime.peer;
@@ -431,9 +443,11 @@ static void runtime_ended(int status)
 		undone = true;
 		ending = INIT->pid <= 0 || INIT->state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {
+		unsure = unsure || op == PAUSE || op == RESUME;
 		say_failed(peer, code, LOG_NAME);
 	} else {
 		if (op == PAUSE || op == RESUME) {
+			unsure = false;
 			if (INIT->state != STOPPED)
 				INIT->state = op == PAUSE ? PAUSED : RUNNING;
 			announce(op == PAUSE ? "pause" : "resume");

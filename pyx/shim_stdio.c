@@ -216,6 +216,40 @@ bool pump(struct pipe_buffer *b, bool readable)
 	return true;
 }
 
+/*
+ * We let go of a terminal whose output is not all in its fifo: that is full. A process that stays behind writes the rest
+ * when there is room. It holds no reading end, so that it ends as soon as nobody is left who could read it: EPIPE.
+ */
+void flush_terminal(struct streams *io)
+{
+	struct pipe_buffer *b = &io->tty_out;
+
+	if (!opt.flush || b->to < 0 || b->from < 0 || fork() != 0)
+		return;
+	dup2(b->from, STARTER_FD);
+	dup2(b->to, STATE_FD);
+	b->from = STARTER_FD;
+	b->to = STATE_FD;
+	/* All else goes, above all the connection of who waits for our end; and we stand in a directory that is removed. */
+	if (syscall(SYS_close_range, STATE_FD + 1, ~0U, 0) < 0)
+		for (long fd = sysconf(_SC_OPEN_MAX); fd > STATE_FD; fd--)
+			close((int)fd);
+	if (chdir("/") < 0)
+		_exit(1);
+	do {
+		struct pollfd next = b->start < b->end ? (struct pollfd){b->to, POLLOUT, 0} : (struct pollfd){b->from, POLLIN, 0};
+		poll(&next, 1, -1);
+	} while (pump(b, true));
+	_exit(0);
+}
+
+void flush_terminals(void)
+{
+	for (int k = 0; k < process_count; k++)
+		if (processes[k].name[0])
+			flush_terminal(&processes[k].io);
+}
+
 /* Output that nobody reads: thrown away or written to the log, as the starter chose. False: its end. */
 bool drain(int fd)
 {

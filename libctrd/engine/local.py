@@ -57,9 +57,14 @@ _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
 
 
 class LocalEngine(Latecomer, LocalOperations):
-    """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
+    """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none.
 
-    def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
+    *served*: by `ctrd serve`, whose clients do not wait for output. Then what a terminal has told last goes on into its
+    fifo when the container is deleted, while somebody may read it; and a container whose shim was killed is ended, see
+    `Orphans`.
+    """
+
+    def __init__(self, root: str, reactor: Reactor, runtime: str | None = None, *, served: bool = False) -> None:
         self.root = directory.check_state_dir(root)
         self.address = f"local:{self.root}"
         shim.reap_left()
@@ -67,6 +72,7 @@ class LocalEngine(Latecomer, LocalOperations):
         self._default_runtime = runtime
         Latecomer.__init__(self)
         LocalOperations.__init__(self)
+        self._served = served
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -244,6 +250,7 @@ class LocalEngine(Latecomer, LocalOperations):
                 "r": request.auto_remove,
                 "a": request.attended,
                 "g": request.unattended != "hold" and growing_is_free(),
+                "f": self._served,
             }.items()
             if wanted
         )
@@ -347,7 +354,7 @@ class LocalEngine(Latecomer, LocalOperations):
             return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
             self._shim_of_processes_gone(id)
-            if not self._take(id, peer) and not self._shim_gone(id):
+            if not self._take(id, peer) and not self._shim_gone(id, seen=True):
                 # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
                 self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
             return

@@ -13,6 +13,7 @@ from libctrd import spec as specs
 from libctrd._log import log
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
+from libctrd.locks import Locks
 
 PREFERRED = ("crun", "runc")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -98,20 +99,24 @@ def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
     program = f"{path}:{status.st_mtime_ns}:{status.st_size}"
-    with _lock:
+    with _trying.holding(program):
         if program not in _known:
             boot = proc.boot_id()
             key = f"{program}:{boot}"
-            known = _remembered()
-            if key not in known:
-                known = {k: v for k, v in known.items() if k.endswith(boot)} | {key: _try(path)}
-                _remember(known)
-            _known[program] = known[key]
+            found = _remembered().get(key) or _try(path)
+            with _lock:
+                known = {k: v for k, v in _remembered().items() if k.endswith(boot)}
+                if key not in known:
+                    _remember(known | {key: found})
+                _known[program] = found
         return _known[program]
 
 
 _known: dict[str, Runtime] = {}  # by program: a process sees one boot
-_lock = threading.Lock()  # held while a runtime is tried: whoever else wants to know waits, instead of trying it too
+# Held while a runtime is tried: whoever else wants to know of that one waits, instead of trying it too. It may take its
+# minute, so nobody waits who asks for another.
+_trying = Locks()
+_lock = threading.Lock()  # held while what was found out is written down
 
 
 def _memory() -> str:

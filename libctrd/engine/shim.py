@@ -141,14 +141,17 @@ def connection(directory: str) -> Iterator[socket.socket]:
         peer.close()
 
 
-def connect(directory: str) -> socket.socket:
-    """Like `connection`, for one that is kept. The path may be longer than a socket's may be: it goes by descriptor."""
+def connect(directory: str, name: str = SOCKET) -> socket.socket:
+    """Like `connection`, for one that is kept. The path may be longer than a socket's may be: it goes by descriptor.
+
+    *name* is that of the socket, for another program of ours than a container's shim.
+    """
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             peer.settimeout(REPLY_SECONDS)
-            peer.connect(f"/proc/self/fd/{handle}/{SOCKET}")
+            peer.connect(f"/proc/self/fd/{handle}/{name}")
         finally:
             os.close(handle)
     except OSError as error:
