@@ -17,7 +17,7 @@
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach", f what a terminal has told last is written on
- *     when we have ended, as long as somebody may read it. (--keep instead: see shim_keep.c.)
+ *     when we have ended, as long as somebody may read it. (--state DIR --keep alone: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.

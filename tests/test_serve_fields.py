@@ -68,10 +68,10 @@ def refused(target: Target, call: str, fields: dict[str, Any]) -> grpc.RpcError:
 
 
 PLACES = [
-    ("relative", "no absolute path"),
-    ("./relative", "no absolute path"),
-    ("{top}/a\0b", "no absolute path"),
-    ("\0", "no absolute path"),
+    ("relative", "not absolute"),
+    ("./relative", "not absolute"),
+    ("{top}/a\0b", "NUL"),
+    ("\0", "NUL"),
 ]
 NAMES = [("", "cannot be empty"), ("..", "not valid"), (".", "not valid"), ("a/b", "not valid"), ("a\0", "not valid")]
 IDS = ["", "nobody", "..", "fuzz0\0", "fuzz0/", "./fuzz0", LONG]
@@ -108,8 +108,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("CreateContainer", {"id": LONG}, "76 are allowed"),
     ("CreateContainer", {"id": "fuzz0"}, "file exists"),
     ("CreateContainer", {"bundlePath": ""}, "empty bundle path"),
-    ("CreateContainer", {"bundlePath": "relative"}, "no absolute path"),
-    ("CreateContainer", {"bundlePath": "{top}\0"}, "no absolute path"),
+    ("CreateContainer", {"bundlePath": "relative"}, "not absolute"),
+    ("CreateContainer", {"bundlePath": "{top}\0"}, "NUL"),
     ("CreateContainer", {"bundlePath": "{top}/no"}, "no such file or directory"),
     ("CreateContainer", {"bundlePath": "/" + LONG}, "File name too long"),
     ("CreateContainer", {"bundlePath": "/" + "\U0001f433" * 900_000}, "File name too long"),
@@ -123,8 +123,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         for call in ("CreateContainer", "AddProcess")
         for stream in ("stdin", "stdout", "stderr")
         for place, words in (
-            ("relative", f"{stream} 'relative' is no absolute path"),
-            ("{top}/a\0b", "no absolute path"),
+            ("relative", f"{stream} 'relative' is not absolute"),
+            ("{top}/a\0b", "NUL"),
             ("{top}/no", "no such file or directory"),
             ("{top}/file", "Invalid argument"),
             ("{top}/link", "symbolic link"),

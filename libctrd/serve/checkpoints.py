@@ -39,8 +39,10 @@ def parent(bundle: str, given: str) -> str:
     """
     if not given:
         return os.path.join(bundle, "checkpoints")
-    if not os.path.isabs(given) or "\0" in given:
-        raise InvalidArgumentError(f"the directory {given!r} for checkpoints is no absolute path: name it from / on")
+    if "\0" in given:
+        raise InvalidArgumentError(f"the directory {given!r} for checkpoints has a NUL in it")
+    if not os.path.isabs(given):
+        raise InvalidArgumentError(f"the directory {given!r} for checkpoints is not absolute: name it from / on")
     return os.path.normpath(given)
 
 

@@ -459,8 +459,10 @@ class Service:
 
 
 def _absolute(what: str, path: str) -> None:
-    if not os.path.isabs(path) or "\0" in path:
-        raise Refusal(f"containerd: {what} {path!r} is no absolute path: name it from / on")
+    if "\0" in path:
+        raise Refusal(f"containerd: {what} {path!r} has a NUL in it")
+    if not os.path.isabs(path):
+        raise Refusal(f"containerd: {what} {path!r} is not absolute")
 
 
 def _check_stdio(request: Any) -> None:

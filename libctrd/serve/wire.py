@@ -53,8 +53,8 @@ def failure(error: CtrdError, call: str) -> str:
 
 
 def short(text: str) -> str:
-    """*text* as a status can have it: gRPC sends it in a header, percent-encoded, and of headers a client takes 8 KiB in
-    all. What clients look for stands at its beginning or its end; so it is the middle that goes.
+    """*text* as a status can have it: gRPC sends it in a header, percent-encoded, and a client takes 8 KiB of headers.
+    What clients look for stands at its beginning or its end; so it is the middle that goes.
     """
     most = 2000 if text.isascii() else 500
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
