@@ -154,14 +154,17 @@ _THROTTLES: Final = {
 
 def resources(update: Any) -> dict[str, Any]:
     """``linux.resources`` of an UpdateResource. A zero is what a client sends that has nothing to say: it is left out,
-    as the runtimes of that time took it; so is what is empty.
+    as the runtimes of that time took it; so is what is empty. The numbers of that API have no sign, and those of the
+    specification do where -1 is no limit: that is the largest one here.
     """
     found: dict[str, Any] = {
-        "memory": _set(update, _MEMORY),
+        "memory": {name: _signed(value) for name, value in _set(update, _MEMORY).items()},
         "cpu": _set(update, _CPU),
         "blockIO": _set(update, {"weight": "blkioWeight", "leafWeight": "blkioLeafWeight"}),
-        "pids": {"limit": update.pidsLimit} if update.pidsLimit else {},
+        "pids": {"limit": _signed(update.pidsLimit)} if update.pidsLimit else {},
     }
+    if "quota" in found["cpu"]:
+        found["cpu"]["quota"] = _signed(found["cpu"]["quota"])
     block = found["blockIO"]
     if update.blkioWeightDevice:
         block["weightDevice"] = [
@@ -176,6 +179,10 @@ def resources(update: Any) -> dict[str, Any]:
 
 def _set(update: Any, fields: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, field in fields.items() if (value := getattr(update, field))}
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _device(entry: Any) -> dict[str, int]:
