@@ -12,6 +12,7 @@ import stat
 
 from libctrd import proc
 from libctrd._checks import descriptors_left
+from libctrd._proc import lib
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
@@ -155,10 +156,10 @@ def remove_tree(path: str) -> None:
         os.close(top)
 
 
-def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
+def _remove(parent: int, name: str, path: str, below: bool = False, tries: int = 5) -> None:
     """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then."""
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        fd = _open_below(parent, name, path) if below else _open(parent, name)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -173,12 +174,11 @@ def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
         except OSError as error:
             raise from_os_error(error, f"list {path!r} to remove it") from error
         for child, is_dir in children:
-            below = os.path.join(path, child)
+            where = f"{path}/{child}"
             if is_dir:
-                _leave_no_mount(fd, child, below)
-                _remove(fd, child, below)
+                _remove(fd, child, where, below=True)
             else:
-                _unlink(fd, child, below)
+                _unlink(fd, child, where)
     finally:
         os.close(fd)
     try:
@@ -187,9 +187,32 @@ def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
         pass
     except OSError as error:
         if error.errno == errno.ENOTEMPTY and tries > 1:
-            _remove(parent, name, path, tries - 1)
+            _remove(parent, name, path, below, tries - 1)
             return
         raise from_os_error(error, f"remove the directory {path!r}") from error
+
+
+def _open(parent: int, name: str) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def _open_below(parent: int, name: str, path: str) -> int:
+    """Opens a directory of the tree itself: what is mounted on it is unmounted first, however often.
+
+    The kernel opens it and sees that it is no mount in one step, where it can.
+    """
+    while (fd := lib.ctrd_open_below(parent, os.fsencode(name))) == -errno.EXDEV:
+        _unmount(parent, name, path)
+    if fd >= 0:
+        return fd
+    if fd not in (-errno.ENOSYS, -errno.EPERM):  # before Linux 5.6; a filter of system calls
+        raise OSError(-fd, os.strerror(-fd), path)
+    _leave_no_mount(parent, name, path)
+    return _open(parent, name)
+
+
+def _unmount(parent: int, name: str, path: str) -> None:
+    proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)
 
 
 def _mount_id(parent: int, name: str) -> int:
@@ -202,7 +225,7 @@ def _mount_id(parent: int, name: str) -> int:
 
 
 def _mount_id_of(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:
         for line in info:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
@@ -218,7 +241,7 @@ def _leave_no_mount(parent: int, name: str, path: str) -> None:
                 return
         except FileNotFoundError:
             return
-        proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)
+        _unmount(parent, name, path)
 
 
 def _unlink(parent: int, name: str, path: str) -> None:
@@ -231,4 +254,4 @@ def _unlink(parent: int, name: str, path: str) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise from_os_error(error, f"remove {path!r}") from error
-            proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)  # a file that something is mounted on
+            _unmount(parent, name, path)  # a file that something is mounted on

@@ -227,7 +227,7 @@ def boot_id() -> str:
     needs_linux("boot_id")
     path = "/proc/sys/kernel/random/boot_id"
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except OSError as error:
         raise from_os_error(error, f"read {path!r}", "check that /proc is mounted") from error

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
 
+from libctrd._log import log
 from libctrd.errors import from_os_error
-
-log = logging.getLogger("libctrd")
 
 
 class Timer:

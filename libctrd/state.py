@@ -1,6 +1,7 @@
 """The records that libctrd hands out: how a container ended, what happened to one, what is known of one. Data only."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
+from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
 
@@ -36,13 +37,18 @@ class ExitStatus(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """What an engine tells of a container: raw, before the contract's rules were applied (C10)."""
+    """What an engine tells of a container: raw, before the contract's rules were applied (C10).
+
+    ``find_pid`` is for the start of a process whose ``pid`` did not come with the event: it asks for it, which may take
+    a while, and gives 0 when it cannot be known, for the process has ended.
+    """
 
     id: str
     type: EventType
     process: str = INIT
     status: ExitStatus | None = None
     pid: int = 0
+    find_pid: Callable[[], int] = lambda: 0
 
 
 class CPU(Struct, frozen=True):

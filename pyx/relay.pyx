@@ -11,7 +11,6 @@ here, the classes and the functions that make them.
 """
 
 import atexit
-import logging
 import os
 import threading
 
@@ -27,6 +26,7 @@ from libctrd.fifo cimport Fifo, peer_dispatch, peer_fd, peer_unwatch, peer_watch
 from libctrd.linux cimport *
 from libctrd.posix cimport *
 
+from libctrd._log import log as logger
 from libctrd.errors import (
     CancelledError,
     DeadlineError,
@@ -35,7 +35,6 @@ from libctrd.errors import (
     from_errno,
 )
 
-logger = logging.getLogger(__name__)
 cdef bint stopped = False       # the interpreter is at its end: no Python is called any more
 
 include "pumps.pxi"

@@ -224,7 +224,7 @@ static bool take(int peer)
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
 /* The first that is wrong is told to who has started us, as a shim does it (see die()). */
-static void set_up(int *listener)
+static void set_up_keeper(int *listener)
 {
 	sigset_t all;
 
@@ -256,7 +256,7 @@ _Noreturn void keep_unread(void)
 	int listener, peer = STARTER_FD;
 	bool leaving = false;
 
-	set_up(&listener);
+	set_up_keeper(&listener);
 	for (;;) {
 		nfds_t n = 3;
 		polls[0] = (struct pollfd){.fd = ears, .events = POLLIN};

@@ -3,13 +3,21 @@
 
 int null_fd = -1, log_fd = -1;
 
+/* Apart from the table of processes, whose every entry in use would else begin on pages of its own: most have no terminal. */
+static char blocks[MAX_PROCESSES][2][BLOCK] APART;
+
+/* That of a process in the table. */
 void no_streams(struct streams *io)
 {
+	size_t place = (size_t)((char *)io - (char *)processes) / sizeof *processes;
+
 	io->stdin_write = io->out_read[0] = io->out_read[1] = -1;
 	io->child_end[0] = io->child_end[1] = io->child_end[2] = -1;
 	io->tty_listener = io->master = -1;
 	io->tty_out.from = io->tty_out.to = io->tty_in.from = io->tty_in.to = -1;
 	io->tty_out.start = io->tty_out.end = io->tty_in.start = io->tty_in.end = 0;
+	io->tty_out.bytes = blocks[place][0];
+	io->tty_in.bytes = blocks[place][1];
 }
 
 /*
@@ -193,7 +201,7 @@ bool pump(struct pipe_buffer *b, bool readable)
 	ssize_t n;
 
 	if (b->start == b->end && readable) {
-		n = read(b->from, b->bytes, sizeof b->bytes);
+		n = read(b->from, b->bytes, BLOCK);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
 			return false; /* EIO from a terminal: every process has closed it */
 		b->start = 0;

@@ -14,7 +14,7 @@ from pathlib import Path
 # What of the clone is for the clone alone.
 CLONE_ONLY = (".ci/", ".gitignore")
 # What is compiled: a module that starts with this, and has a suffix of the platform.
-COMPILED = ("fifo", "relay", "_proc")
+COMPILED = ("fifo", "relay", "shape", "_proc")
 EXECUTABLE = 0o111
 
 

@@ -6,14 +6,14 @@ from typing import Final
 
 import click
 
-from libctrd.cli import output
+from libctrd.cli import output, parts
 
 VARIABLE: Final = "_CTRD_COMPLETE"
 """The environment variable by which a shell asks."""
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+@parts.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 def command(shell: str) -> None:
     """Print the script by which a shell completes ctrd: for bash, say in ~/.bashrc: eval "$(ctrd completion bash)" """

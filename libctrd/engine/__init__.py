@@ -124,10 +124,10 @@ def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[
     from libctrd import reactor
     from libctrd.engine import cgroups
     from libctrd.engine.api import ApiEngine
-    from libctrd.engine.apioperations import server_version
+    from libctrd.engine.apioperations import awaited_version
 
     try:
-        server_version(channel)
+        awaited_version(channel)
     except UnsupportedError as error:
         raise UnsupportedError(
             f"what listens at {channel.address} is no containerd 1.x or 2.x, and does not speak the types.API of "

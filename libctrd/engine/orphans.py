@@ -8,7 +8,6 @@ A part of `libctrd.engine.local.LocalEngine`.
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from libctrd import proc
+from libctrd._log import log
 from libctrd.engine import cgroups, shim
 from libctrd.errors import CtrdError, NotFoundError
 from libctrd.state import INIT, KILLED_EXIT, UNKNOWN_EXIT, Event, ExitStatus
@@ -23,8 +23,6 @@ from libctrd.state import INIT, KILLED_EXIT, UNKNOWN_EXIT, Event, ExitStatus
 if TYPE_CHECKING:
     from libctrd.engine.base import Record, Sink, Snapshot
     from libctrd.reactor import Reactor
-
-log = logging.getLogger("libctrd")
 
 
 class Orphans:

@@ -61,8 +61,7 @@ class Keeper:
     def _hand_over(self, fds: list[int]) -> None:
         with self._lock:
             try:
-                peer = shim.connect(self._directory, SOCKET)
-                self._send(peer, fds)
+                self._send(socket.socket(fileno=shim.connect(self._directory, SOCKET).detach()), fds)
             except NotFoundError:  # there is none, or it was ending
                 self._start(fds)
 

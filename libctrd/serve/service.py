@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, 
 from libctrd.events import Lanes
 from libctrd.locks import Locks
 from libctrd.serve import checkpoints, wire
+from libctrd.serve.changes import Changes
 from libctrd.serve.descriptions import Descriptions
 from libctrd.serve.eventlog import Entry, EventLog
 from libctrd.serve.keeper import Keeper
@@ -73,9 +73,7 @@ class Service:
         self._keeper = Keeper(engine.root, os.path.join(engine.root, ".serve"))
         self._locks = Locks()
         self._lanes = Lanes("ctrd-serve")
-        # How many pauses and resumes of a container were told: a change is answered after its event.
-        self._told = threading.Condition()
-        self._changes: dict[tuple[str, str], int] = {}
+        self._changes = Changes()
         engine.subscribe(self._on_event)
 
     # ---- the beginning and the end -------------------------------------------------------------------------------
@@ -332,14 +330,11 @@ class Service:
         raise Refusal(_NO_PROCESS)
 
     def _change(self, id: str, change: str) -> None:
-        """Pauses or resumes it; returns once that was told, so that the event comes before the answer."""
-        key = (id, change)
-        with self._locks.holding(id):
-            with self._told:
-                before = self._changes.get(key, 0)
-            (self._engine.pause if change == "pause" else self._engine.resume)(id)
-        with self._told:
-            self._told.wait_for(lambda: self._changes.get(key, 0) > before, CHANGE_SECONDS)
+        """Pauses or resumes it; returns once that was told, so that the event comes before the answer, or it ended."""
+        with self._changes.expected(id, change) as told:
+            with self._locks.holding(id):
+                (self._engine.pause if change == "pause" else self._engine.resume)(id)
+            told.wait(CHANGE_SECONDS)
 
     def _claim(self, id: str) -> tuple[int, str]:
         """Makes the directory of a container; returns its lock and its path. What is left there of one that is not
@@ -392,9 +387,7 @@ class Service:
             elif event.type in ("pause", "resume", "oom"):
                 self._tell(event.type, record)
         if event.type in ("pause", "resume"):
-            with self._told:
-                self._changes[event.id, event.type] = self._changes.get((event.id, event.type), 0) + 1
-                self._told.notify_all()
+            self._changes.told(event.id, event.type)
 
     def _process_exited(self, record: Record, event: Event) -> None:
         told, code = self._promise(record, event)
@@ -419,10 +412,7 @@ class Service:
                 self._remove(record, force=True)
             except CtrdError as left:
                 log.error("container %s has ended and could not be removed: %s", record.id, left)
-        with self._told:
-            for change in ("pause", "resume"):  # an end is the end of every wait for a change
-                self._changes.pop((record.id, change), None)
-            self._told.notify_all()
+        self._changes.told(record.id, "pause", "resume")  # an end is the end of every wait for a change
         for further in lost:
             self._tell("exit", record, further.process, further.status.code if further.status else UNKNOWN_EXIT)
         if not told:
