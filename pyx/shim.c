@@ -20,7 +20,7 @@
  *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
  *     g pipes may grow: nobody's share is used up by that,
  *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
- *     (--keep instead of all that: see shim_keep.c.)
+ *     (--state DIR --keep alone: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
