@@ -59,16 +59,16 @@ class Owners:
         when that is.
         """
         for pause in _PAUSES:
-            if self.is_taken(record, process):
+            if self.try_to_take(record, process):
                 return
             time.sleep(pause)
-        if not self.is_taken(record, process):
+        if not self.try_to_take(record, process):
             raise AlreadyExistsError(
                 f"the output of process {process!r} of container {record.id!r} is read by another client, which lives: "
                 "end that one first"
             )
 
-    def is_taken(self, record: Record, process: str) -> bool:
+    def try_to_take(self, record: Record, process: str) -> bool:
         """Like `take`, at once: is this client the reader now? Not when another one is."""
         try:
             self._set(fcntl.F_WRLCK, record, process)

@@ -31,7 +31,7 @@ def throw_all_away(container: Container) -> None:
     client = container._client
     for name in {INIT, *container._processes, *fifos_in(container.bundle)}:
         process = container._processes.get(name)
-        if not client._owners.is_taken(container._record, name):
+        if not client._owners.try_to_take(container._record, name):
             continue  # another client, which lives
         read = {*process.streams.names_taken()} - process.streams.let_go if process is not None else set()
         _discard(container, name, {*OUTPUTS} - read)

@@ -96,7 +96,7 @@ def test_what_a_killed_one_has_left_to_a_child_is_waited_for_a_moment(place: str
         assert child.stdout is not None
         assert child.stdout.readline() == b"\n"
         one.close()
-        assert not other.is_taken(record("web"), "init")
+        assert not other.try_to_take(record("web"), "init")
         with pytest.raises(AlreadyExistsError):
             other.take(record("web"), "init")
         threading.Timer(0.05, child.stdin.close).start()
