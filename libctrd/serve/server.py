@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 import signal
@@ -40,6 +42,9 @@ from libctrd.serve.service import Refusal, Service
 log = logging.getLogger("libctrd")
 
 WORKERS: Final = 64
+LARGE: Final = 256 << 10
+"""Bytes of a request after which memory is given back."""
+GIVE_BACK_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 10.0
 _API: Final = "types.API"
 _HEALTH: Final = "grpc.health.v1.Health"
@@ -104,6 +109,7 @@ class Server:
         self._metrics_address = metrics
         self._subscriptions: set[Subscription] = set()
         self._serving = False
+        self._giving_back: asyncio.TimerHandle | None = None
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serves until SIGTERM or SIGINT; calls under way are finished then, and containers run on.
@@ -145,6 +151,8 @@ class Server:
             for subscription in list(self._subscriptions):
                 subscription.close()
             await server.stop(GRACE_SECONDS)
+            if self._giving_back is not None:
+                self._giving_back.cancel()
             await self._loop.run_in_executor(None, self._pool.shutdown)
             await self._loop.run_in_executor(None, self._service.close)
 
@@ -186,6 +194,8 @@ class Server:
             began = time.monotonic()
             if request is None:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"containerd: what came is no request of {name}")
+            if request.ByteSize() > LARGE and self._giving_back is None:
+                self._giving_back = self._loop.call_later(GIVE_BACK_SECONDS, self._give_back)
             try:
                 reply = await self._loop.run_in_executor(self._pool, done, request)
             except Refusal as error:
@@ -203,6 +213,10 @@ class Server:
                 return reply
 
         return handle
+
+    def _give_back(self) -> None:
+        self._giving_back = None
+        self._loop.run_in_executor(self._pool, _free)
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -275,6 +289,15 @@ def _decoder(known: protos.Method) -> Callable[[bytes], Any]:
             return None
 
     return decode
+
+
+def _free() -> None:
+    """What large requests have needed goes back to the system. There were several copies of their strings, in errors
+    that refer to each other, too; and glibc keeps what was freed for each thread by itself.
+    """
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def _unlink(path: str) -> None:
