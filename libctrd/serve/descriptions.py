@@ -73,6 +73,11 @@ class Descriptions:
         described.processes.extend(left)
         self.keep(described)
 
+    def tells(self, id: str, process: str) -> bool:
+        """May somebody have made a fifo for the output of that process? So it is of one that nothing is known of."""
+        known = next((known for known in self.of(id).processes if known.pid == process), None)
+        return known is None or not {known.stdout, known.stderr} <= {os.devnull}
+
     def bundle(self, id: str) -> str:
         """The directory that its create named."""
         path = self.of(id).bundlePath

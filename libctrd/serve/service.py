@@ -391,7 +391,7 @@ class Service:
 
     def _process_exited(self, record: Record, event: Event) -> None:
         told, code = self._promise(record, event)
-        self._keeper.keep(os.path.join(self._engine.root, record.id), event.process)
+        self._keep_unread(record, event.process)
         try:
             self._engine.delete_process(record.id, event.process)
             self._descriptions.forget(record.id, event.process)
@@ -403,7 +403,7 @@ class Service:
     def _exited(self, record: Record, event: Event) -> None:
         lost = self._lost(record, event)
         told, code = self._promise(record, event)
-        self._keeper.keep(os.path.join(self._engine.root, record.id), INIT)
+        self._keep_unread(record, INIT)
         try:
             self._remove(record)
         except CtrdError as error:
@@ -417,6 +417,11 @@ class Service:
             self._tell("exit", record, further.process, further.status.code if further.status else UNKNOWN_EXIT)
         if not told:
             self._tell("exit", record, INIT, code)
+
+    def _keep_unread(self, record: Record, process: str) -> None:
+        with contextlib.suppress(CtrdError):  # it is being removed by another hand
+            if self._descriptions.tells(record.id, process):
+                self._keeper.keep(os.path.join(self._engine.root, record.id), process)
 
     def _lost(self, record: Record, event: Event) -> list[Event]:
         """The exits of further processes that nobody will tell any more, for their shim is gone and *event* is the end
