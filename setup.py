@@ -1,21 +1,25 @@
 """Builds what is compiled: the Cython modules, the cffi module and the shim.
 
-The metadata is in pyproject.toml. What stands here cannot stand there: the shim is a program, not a module, and the
-sources in ``pyx/`` belong to the package ``libctrd``.
+The metadata is in pyproject.toml. What stands here cannot stand there: which flavour is built (tools/flavour.py), the
+shim, which is a program and not a module, and that the sources in ``pyx/`` belong to the package ``libctrd``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
+import Cython
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-HERE = Path(__file__).parent
-CFLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "tools"))  # a build by pyproject.toml does not look beside setup.py
+import flavour  # noqa: E402
+
 SHIM = "libctrd.ctrd-shim"  # an "extension" by name only: build_ext links it as a program
 
 
@@ -24,7 +28,7 @@ def stage_headers() -> str:
 
     The sources live in ``pyx/``, the modules in ``libctrd``; Cython finds a header by its module's name.
     """
-    package = HERE / "build" / "pxd" / "libctrd"
+    package = HERE / flavour.BUILD / "pxd" / "libctrd"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
     (package / "__init__.pxd").touch()
@@ -57,11 +61,15 @@ class BuildExt(build_ext):
 
 
 def module(name: str) -> Extension:
-    return Extension(f"libctrd.{name}", [f"pyx/{name}.pyx"], extra_compile_args=CFLAGS, libraries=["pthread"])
+    made = Extension(f"libctrd.{name}", [f"pyx/{name}.pyx"], py_limited_api=flavour.LIMITED, **flavour.common())
+    if flavour.LIMITED:
+        made.define_macros = [*made.define_macros, ("Py_LIMITED_API", "0x030B0000")]
+    return made
 
 
 modules = cythonize(
     [module(name) for name in ("fifo", "relay")],
+    build_dir=f"{flavour.BUILD}/cython-{Cython.__version__}",  # of another version it would be taken as it is
     include_path=[stage_headers()],
     compiler_directives={"language_level": "3", "binding": True, "embedsignature": False},
 )
@@ -69,12 +77,16 @@ shim = Extension(
     SHIM,
     ["pyx/shim.c", *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio"))],
     depends=["pyx/shim.h"],
-    extra_compile_args=[*CFLAGS, "-fPIE"],
+    extra_compile_args=[*flavour.CFLAGS, "-fPIE"],
     extra_link_args=["-pie", "-Wl,-z,relro,-z,now", "-s"],
 )
 setup(
-    ext_modules=[*modules, shim],
+    ext_modules=modules if flavour.PORTABLE else [*modules, shim],
     cffi_modules=["tools/build_proc.py:ffi"],
     cmdclass={"build_ext": BuildExt},
+    options={
+        "build": {"build_base": flavour.BUILD},
+        **({"bdist_wheel": {"py_limited_api": "cp311"}} if flavour.LIMITED else {}),
+    },
     zip_safe=False,
 )

@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import os
 
-from libctrd.errors import InvalidArgumentError, UnsupportedError, from_errno, from_os_error
+from libctrd import _system
+from libctrd.errors import InvalidArgumentError, from_errno, from_os_error
 
 INT_MAX = 2**31 - 1
-_LINUX = os.uname().sysname == "Linux"
 
 
 def pid_of(value: int) -> int:
@@ -80,23 +80,11 @@ def one_line(text: str) -> str:
     return words if len(words) <= 600 else f"{words[:300]} … {words[-297:]}"
 
 
-def system() -> str:
-    """The name and release of the system, for an error that says what it cannot do (C27)."""
-    name = os.uname()
-    return f"{name.sysname} {name.release}"
-
-
-def needs_linux(function: str) -> None:
-    """Raises `UnsupportedError` with both names on any other system (C27)."""
-    if not _LINUX:
-        raise UnsupportedError(f"{function} needs Linux; this system is {system()}")
-
-
 def advice(error: int | None, since: str = "") -> str:
     """What to add for an errno of a call on a process that Linux has since *since*; empty: the usual."""
     if error == errno.ESRCH:
         return "it has ended"
-    return f"needs Linux {since}; this system is {system()}" if error == errno.ENOSYS and since else ""
+    return f"needs Linux {since}; this is {_system.name()}" if error == errno.ENOSYS and since else ""
 
 
 def check(error: int, tried: str, since: str = "") -> None:

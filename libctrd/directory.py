@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 
-from libctrd import proc
+from libctrd import _system, proc
 from libctrd._checks import descriptors_left
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
@@ -140,7 +140,8 @@ def remove_tree(path: str) -> None:
     """Removes the directory *path* and all in it (C2). One that is not there is success.
 
     Symbolic links are removed, not followed. A mount in the tree is unmounted first (lazily, like the runtimes do);
-    one that cannot be is refused with `UnavailableError` before anything behind it is touched.
+    one that cannot be, and any elsewhere than on Linux, is refused with `UnavailableError` before anything behind it is
+    touched.
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:
@@ -155,8 +156,11 @@ def remove_tree(path: str) -> None:
         os.close(top)
 
 
-def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
-    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then."""
+def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: int = 5) -> None:
+    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then.
+
+    *inode* is the number that *parent* has for it.
+    """
     try:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except FileNotFoundError:
@@ -167,16 +171,17 @@ def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
         _unlink(parent, name, path)
         return
     try:
+        _refuse_mount(fd, parent, inode, path)
         try:
             with os.scandir(fd) as entries:
-                children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+                children = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
         except OSError as error:
             raise from_os_error(error, f"list {path!r} to remove it") from error
-        for child, is_dir in children:
+        for child, is_dir, number in children:
             below = os.path.join(path, child)
             if is_dir:
                 _leave_no_mount(fd, child, below)
-                _remove(fd, child, below)
+                _remove(fd, child, below, number)
             else:
                 _unlink(fd, child, below)
     finally:
@@ -187,7 +192,7 @@ def _remove(parent: int, name: str, path: str, tries: int = 5) -> None:
         pass
     except OSError as error:
         if error.errno == errno.ENOTEMPTY and tries > 1:
-            _remove(parent, name, path, tries - 1)
+            _remove(parent, name, path, inode, tries - 1)
             return
         raise from_os_error(error, f"remove the directory {path!r}") from error
 
@@ -209,8 +214,23 @@ def _mount_id_of(fd: int) -> int:
     raise UnavailableError("the kernel does not tell on which mount a directory lies: /proc must be mounted")
 
 
+def _refuse_mount(fd: int, parent: int, inode: int | None, path: str) -> None:
+    """Elsewhere than on Linux: refuses a directory that is not the tree's own, but the root of what is mounted there.
+
+    The directory above it has the number of the one that is covered. (A directory that is mounted on itself has both
+    the same; what it shows is what lies under it, so to remove that is right.)
+    """
+    if _system.LINUX or inode is None:
+        return
+    here, above = os.fstat(fd), os.fstat(parent)
+    if here.st_ino != inode or here.st_dev != above.st_dev:
+        raise UnavailableError(f"could not remove {path!r}: something is mounted there (unmount it first)")
+
+
 def _leave_no_mount(parent: int, name: str, path: str) -> None:
     """Unmounts whatever is mounted on *name*, however often. Afterwards it is a directory of the tree itself."""
+    if not _system.LINUX:
+        return  # only root could, by means of this system alone: it is refused
     here = _mount_id_of(parent)
     while True:
         try:
@@ -229,6 +249,6 @@ def _unlink(parent: int, name: str, path: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno != errno.EBUSY or not _system.LINUX:
                 raise from_os_error(error, f"remove {path!r}") from error
             proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)  # a file that something is mounted on

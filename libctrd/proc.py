@@ -14,10 +14,11 @@ import select
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from libctrd._checks import INT_MAX, advice, bytes_of, check, fd_of, needs_linux, pid_of
+from libctrd._checks import INT_MAX, advice, bytes_of, check, fd_of, pid_of
 from libctrd._proc import ffi, lib
 from libctrd._signals import signal_name, signal_number
 from libctrd._spawn import spawn
+from libctrd._system import needs_linux
 from libctrd.errors import DeadlineError, NotFoundError, UnavailableError, from_errno, from_os_error
 
 if TYPE_CHECKING:

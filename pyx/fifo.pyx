@@ -19,12 +19,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from libctrd.linux cimport *
 from libctrd.posix cimport *
+from libctrd.system cimport *
 
 from libctrd.errors import (
     CancelledError,
@@ -34,6 +33,8 @@ from libctrd.errors import (
     UnavailableError,
     from_errno,
 )
+
+globals()["PORTABLE"] = bool(PORTABLE)    # to be asked by Python too: which build is this?
 
 cdef extern from "Python.h":
     bint PyOS_InterruptOccurred()
@@ -52,8 +53,6 @@ cdef enum:
     MOST = 1048576          # bytes that one read(size) asks for at most
     ON_STACK = 4096         # up to here a read needs no object that must be shrunk afterwards
     VECTORS = 64            # buffers that go into one writev(2)
-
-cdef bint portable = not ON_LINUX    # tests: also the path of other systems, on Linux
 
 
 include "ends.pxi"
@@ -466,13 +465,9 @@ def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo
 include "adopting.pxi"
 
 
-def _switch(
-    *, portable_path: bool | None = None, inotify: bool | None = None, write_flag: bool | None = None
-) -> None:
-    """For the tests: the path of other systems; one with no inotify instance to be had; a kernel with no RWF_NOSIGNAL."""
-    global portable, hub_off, write_loudly
-    if portable_path is not None:
-        portable = portable_path or not ON_LINUX
+def _switch(*, inotify: bool | None = None, write_flag: bool | None = None) -> None:
+    """For the tests: a system with no inotify instance to be had; a kernel with no RWF_NOSIGNAL."""
+    global hub_off, write_loudly
     if inotify is not None:
         hub_off = not inotify
     if write_flag is not None:

@@ -81,8 +81,8 @@ cdef int writer_there(Fifo fifo) except -2:
     cdef char byte
     cdef ssize_t got
     with nogil:
-        there = -ENOSYS if portable else has_writer(fd)
-    if there > -1 or not portable:
+        there = has_writer(fd)
+    if there > -1 or not PORTABLE:
         return max(there, -1)
     if look_at(fd) & POLLIN:
         return 1

@@ -109,8 +109,9 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until, unsign
     cdef int64_t left = -1
     if fifo._news != news:
         return 0
-    cdef bint announced = fd >= 0 and not portable
-    cdef bint hurry = not borrow_waker(waker) or (fifo._state == OPENING and not announced)
+    cdef bint announced = fd >= 0 and not PORTABLE
+    # Of a first writer poll tells, with its first byte or its hang-up; of a reader, or of a writer that only opens, nothing.
+    cdef bint hurry = not borrow_waker(waker) or (fifo._state == OPENING and not announced and (for_peer or fd < 0))
     polled[0].fd = waker[0]
     polled[0].events = POLLIN
     # A writer without a reader has nothing to poll: POLLERR would never be silent.

@@ -30,7 +30,7 @@ MOST_LINES = 500
 LAYERS = (
     ("errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "state"),
+    ("_checks", "_proc", "_signals", "_spawn", "_system", "_worker", "inotify", "locks", "proc", "state"),
     ("engine.channel",),
     ("fifo",),
     ("relay",),

@@ -78,7 +78,7 @@ class Orphans:
             self._told_end(id, name)
             self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
 
-        self._reactor.watch(pidfd, ended, select.EPOLLIN)
+        self._reactor.watch(pidfd, ended, select.POLLIN)
 
     def _signal_orphan(self, id: str, number: int, name: str) -> None:
         """Sends a signal to a process of a container whose shim was killed. `NotFoundError` if it has ended, or where
