@@ -23,8 +23,8 @@ from libctrd import _system
 from libctrd.engine.base import Record
 from libctrd.errors import AlreadyExistsError, from_os_error
 
-_shared: dict[str, int] = {}
-_held: dict[tuple[str, int], Owners] = {}  # where locks belong to the process: whose each is, by file and place
+_shared: dict[str, int] = {}  # where locks belong to the process: the files, by path, that stay open
+_held: dict[tuple[int, int], Owners] = {}  # and whose each lock is, by file and place
 _lock = threading.Lock()  # guards both
 
 
@@ -40,10 +40,19 @@ def _open(path: str) -> int:
 
 
 def _open_once(path: str) -> int:
+    """The open file at *path*, of all clients of this process; a new one when that was removed, and others find another."""
     with _lock:
-        if path not in _shared:
-            _shared[path] = _open(path)
-        return _shared[path]
+        fd = _shared.get(path)
+        if fd is None or not _is_at(fd, path):
+            fd = _shared[path] = _open(path)
+        return fd
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 class Owners:
@@ -52,15 +61,14 @@ class Owners:
     def __init__(self, root: str) -> None:
         self._root = root
         opened = _open if _system.LINUX else _open_once
-        self._path = shared_file()
         try:
-            self._fd = opened(self._path)
+            self._fd = opened(shared_file())
         except OSError:  # a system without a /run to write to, say: then all clients of that directory meet here
-            self._path = f"{root}.readers"
+            path = f"{root}.readers"
             try:
-                self._fd = opened(self._path)
+                self._fd = opened(path)
             except OSError as error:
-                raise from_os_error(error, f"open {self._path!r}, which says who reads which container") from error
+                raise from_os_error(error, f"open {path!r}, which says who reads which container") from error
 
     def take(self, record: Record, process: str) -> None:
         """From now on this client is the reader of that process. Taking it again is fine.
@@ -97,7 +105,7 @@ class Owners:
             raise from_os_error(error, "lock the place that says who reads a container (fcntl)") from error
 
     def _set_of_process(self, kind: int, place: int) -> None:
-        key = (self._path, place)
+        key = (self._fd, place)
         with _lock:
             if _held.get(key, self) is not self:
                 if kind == fcntl.F_UNLCK:
@@ -119,9 +127,9 @@ class Owners:
             os.close(fd)
             return
         with _lock:
-            for path, place in [key for key, owner in _held.items() if owner is self]:
-                del _held[path, place]
-                fcntl.lockf(fd, fcntl.LOCK_UN, 1, place)
+            for key in [key for key, owner in _held.items() if owner is self]:
+                del _held[key]
+                fcntl.lockf(fd, fcntl.LOCK_UN, 1, key[1])
 
 
 def _forget() -> None:

@@ -15,7 +15,7 @@ import os
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
@@ -39,7 +39,7 @@ globals()["PORTABLE"] = bool(PORTABLE)    # to be asked by Python too: which bui
 cdef extern from "Python.h":
     bint PyOS_InterruptOccurred()
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
-    char *bytes_data "PyBytes_AS_STRING"(PyObject *block)
+    char *bytes_data "PyBytes_AsString"(PyObject *block) except NULL
     int resize_bytes "_PyBytes_Resize"(PyObject **block, Py_ssize_t size) except -1
     void Py_XDECREF(PyObject *block)
 
@@ -185,7 +185,7 @@ cdef class Fifo:
                 whole, self._ahead = self._ahead[:size], self._ahead[size:] or None
                 return whole
             whole = PyBytes_FromStringAndSize(NULL, size)
-            got = take_now(self, PyBytes_AS_STRING(whole), size)
+            got = take_now(self, PyBytes_AsString(whole), size)
             if got < 0:
                 check_patience(self)
                 return None
@@ -472,6 +472,12 @@ def _switch(*, inotify: bool | None = None, write_flag: bool | None = None) -> N
         hub_off = not inotify
     if write_flag is not None:
         write_loudly = not write_flag
+
+
+def _kept() -> set[int]:
+    """For the tests: the descriptors that are kept for the next wait."""
+    cdef int i
+    return {fd for i in range(wakers_idle) for fd in (wakers[i].fds[0], wakers[i].fds[1])}
 
 
 def _counts() -> tuple[int, int, int]:

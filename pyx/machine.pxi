@@ -178,8 +178,8 @@ cdef ssize_t take(Fifo fifo, char *buffer, size_t size) except -1:
 
 cdef ssize_t take_ahead(Fifo fifo, char *buffer, size_t size) except -1:
     cdef bytes ahead = fifo._ahead
-    cdef size_t got = min(<size_t>PyBytes_GET_SIZE(ahead), size)
-    memcpy(buffer, PyBytes_AS_STRING(ahead), got)
+    cdef size_t got = min(<size_t>len(ahead), size)
+    memcpy(buffer, PyBytes_AsString(ahead), got)
     fifo._ahead = ahead[got:] or None
     return got
 

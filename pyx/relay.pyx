@@ -16,7 +16,7 @@ import os
 import threading
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
@@ -228,7 +228,7 @@ cdef class Pump:
         if there == 0:
             return b""
         data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>there)
-        to = PyBytes_AS_STRING(data)
+        to = PyBytes_AsString(data)
         pthread_mutex_lock(&lock)
         left = there
         while left:

@@ -16,6 +16,7 @@ import pytest
 from client_kit import Recorder
 from containerd_kit import containerd, new_containerd
 from engine_kit import any_client, client, engine, need, pytest_generate_tests, runtime, state_dir
+from portable_kit import keep_to_areas
 
 import libctrd
 from libctrd.client import Client
@@ -83,8 +84,13 @@ APPLETS = (
 BUSYBOX = "/bin/busybox"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--areas", action="store_true", help="only what is tested with the portable build too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that count the threads and descriptors of this process come first: others leave idle threads behind."""
+    keep_to_areas(config, items)
     items.sort(key=lambda item: not item.path.name.startswith(("test_fifo", "test_relay")))
 
 

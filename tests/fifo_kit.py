@@ -21,8 +21,10 @@ LONG = 10.0  # seconds; nothing that works takes so long
 
 def open_files() -> list[str]:
     """What this process has open, less what the module keeps for its next wait."""
-    found = []
+    found, kept = [], fifo_module._kept()
     for number in os.listdir("/proc/self/fd"):
+        if int(number) in kept:
+            continue
         try:
             found.append(os.readlink(f"/proc/self/fd/{number}"))
         except FileNotFoundError:
