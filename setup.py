@@ -40,6 +40,14 @@ def stage_headers() -> str:
 class BuildExt(build_ext):
     """``build_ext`` that also links the shim, a program that is installed beside the modules."""
 
+    def copy_extensions_to_source(self) -> None:
+        """What lies in place may be another flavour's: newer, so that it would stay, or found first by its suffix."""
+        for ext in self.extensions:
+            name = ext.name.rpartition(".")[2]
+            for old in [HERE / "libctrd" / name, *(HERE / "libctrd").glob(f"{name}.*so")]:
+                old.unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith(SHIM.rpartition(".")[2]):
             return os.path.join(*fullname.split("."))

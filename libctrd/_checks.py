@@ -40,7 +40,7 @@ def descriptors_left(count: int, tried: str) -> None:
     held: list[int] = []
     try:
         for _ in range(count):
-            held.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            held.append(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise from_os_error(error, tried) from error
     finally:

@@ -15,6 +15,7 @@ from libctrd._checks import descriptors_left
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)  # without it a fifo must not wait
 NOCLEAN = "LIBCONTAINERD_NOCLEAN"
 """The environment variable that, when exactly ``1``, keeps every container's directory (C2)."""
 
@@ -105,7 +106,7 @@ def lock(path: str, wait: bool = False) -> int:
     """
     while True:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, _OPEN | os.O_NOFOLLOW)
         except OSError as error:
             raise from_os_error(error, f"open the directory {path!r}") from error
         try:
@@ -145,7 +146,7 @@ def remove_tree(path: str) -> None:
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:
-        top = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        top = os.open(parent or ".", _OPEN)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -162,7 +163,10 @@ def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: 
     *inode* is the number that *parent* has for it.
     """
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        fd = os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=parent)
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     except FileNotFoundError:
         return
     except OSError as error:

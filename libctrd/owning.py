@@ -40,7 +40,7 @@ def _open(path: str) -> int:
 
 
 def _open_once(path: str) -> int:
-    """The open file at *path*, of all clients of this process; a new one when that was removed, and others find another."""
+    """The open file at *path*, of all clients of this process; a new one when others find another there by now."""
     with _lock:
         fd = _shared.get(path)
         if fd is None or not _is_at(fd, path):

@@ -40,8 +40,26 @@ cdef extern from "Python.h":
     bint PyOS_InterruptOccurred()
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
     char *bytes_data "PyBytes_AsString"(PyObject *block) except NULL
-    int resize_bytes "_PyBytes_Resize"(PyObject **block, Py_ssize_t size) except -1
     void Py_XDECREF(PyObject *block)
+
+cdef extern from *:
+    """
+    #ifdef Py_LIMITED_API /* which has no such call: what is less than was asked for is copied once more */
+    static int ctrd_resize_bytes(PyObject **block, Py_ssize_t size)
+    {
+        PyObject *old = *block;
+        Py_ssize_t kept = PyBytes_Size(old) < size ? PyBytes_Size(old) : size;
+        *block = PyBytes_FromStringAndSize(NULL, size);
+        if (*block)
+            memcpy(PyBytes_AsString(*block), PyBytes_AsString(old), (size_t)kept);
+        Py_DECREF(old);
+        return *block ? 0 : -1;
+    }
+    #else
+    #define ctrd_resize_bytes _PyBytes_Resize
+    #endif
+    """
+    int resize_bytes "ctrd_resize_bytes"(PyObject **block, Py_ssize_t size) except -1
 
 cdef enum:
     OPENING = 0

@@ -1,4 +1,4 @@
-"""libc as every Unix has it, declared once for all compiled modules. Declarations only; what differs from system to system is in system.pxd."""
+"""libc as every Unix has it, declared once for all compiled modules. What differs between systems is in system.pxd."""
 
 from libc.stdint cimport int64_t, uint64_t
 

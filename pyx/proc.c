@@ -1,10 +1,10 @@
 /*
  * The C behind libctrd.proc, compiled as libctrd._proc by cffi (tools/build_proc.py has what Python sees of it).
  *
- * It holds what not every build of Python has: pidfds, two prctl settings, inotify, and a posix_spawn whose child has an
- * exact set of descriptors. Newer system calls go through syscall(2) and newer functions of the C library through dlsym,
- * so that one binary serves every glibc from 2.17 on; what is Linux-only answers ENOSYS elsewhere. It decides nothing:
- * arguments are checked and errors are worded in Python.
+ * It holds what not every build of Python has: pidfds, two prctl settings, inotify, and a posix_spawn whose child has
+ * an exact set of descriptors. Newer system calls go through syscall(2) and newer functions of the C library through
+ * dlsym, so that one binary serves every glibc from 2.17 on; what is Linux-only answers ENOSYS elsewhere. It decides
+ * nothing: arguments are checked and errors are worded in Python.
  *
  * Every function returns 0 or an errno; those that make something return it, or a negative errno. cffi lets go of the
  * GIL for the length of each call.

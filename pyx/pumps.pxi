@@ -16,7 +16,7 @@ cdef enum:                  # what becomes of the bytes
 
 cdef enum:                  # how a descriptor is read or written without ever waiting in it
     OURS = 0                # its open file is ours and nonblocking
-    PIPE = 1                # a pipe whose flags others share: splice, through the scratch pipe where need be (not PORTABLE)
+    PIPE = 1                # a pipe whose flags others share: splice, through the scratch pipe (not PORTABLE: ASK)
     SOCKET = 2              # MSG_DONTWAIT
     PLAIN = 3               # never waits: a file, /dev/null
     ASK = 4                 # anything else: poll first, then a little

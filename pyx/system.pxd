@@ -13,7 +13,7 @@ cdef extern from "system.h" nogil:
     void set_errno "ctrd_set_errno"(int number)
 
     # Descriptors. `reopen` opens the inode that *fd* holds, whatever is at its path by now (ENOENT: it cannot);
-    # `open_terminal` a terminal, so that it has flags of its own. O_PATH makes handles for that; 0 where there are none.
+    # `open_terminal` a terminal, so that it has flags of its own. O_PATH makes handles for it, or is 0.
     int O_PATH
     int reopen "ctrd_reopen"(int fd, int flags)
     int open_terminal "ctrd_open_terminal"(int fd, int flags)
@@ -53,9 +53,9 @@ cdef extern from "system.h" nogil:
 
     void name_thread "ctrd_name_thread"(const char *name)
 
-    # The poller, for one thread: epoll or poll, with the events of the latter. `poller_add` and `poller_open` return 0 or
-    # an errno (EPERM: such a descriptor never waits). What was added with *once* is told when it begins to be so, an edge,
-    # and the next time only after `poller_again`, which is for whoever has just got EAGAIN.
+    # The poller, for one thread: epoll or poll, with the events of the latter. `poller_add` and `poller_open` return 0
+    # or an errno (EPERM: such a descriptor never waits). What was added with *once* is told when it begins to be so, an
+    # edge, and the next time only after `poller_again`, which is for whoever has just got EAGAIN.
     ctypedef struct poller_t "ctrd_poller":
         pass
     ctypedef struct seen_t "ctrd_seen":

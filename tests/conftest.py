@@ -12,11 +12,11 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
+import portable_kit
 import pytest
 from client_kit import Recorder
 from containerd_kit import containerd, new_containerd
 from engine_kit import any_client, client, engine, need, pytest_generate_tests, runtime, state_dir
-from portable_kit import keep_to_areas
 
 import libctrd
 from libctrd.client import Client
@@ -85,13 +85,19 @@ BUSYBOX = "/bin/busybox"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--areas", action="store_true", help="only what is tested with the portable build too")
+    """What chooses among the tests."""
+    portable_kit.add_options(parser)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that count the threads and descriptors of this process come first: others leave idle threads behind."""
-    keep_to_areas(config, items)
+    portable_kit.choose(config, items)
     items.sort(key=lambda item: not item.path.name.startswith(("test_fifo", "test_relay")))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the portable build leaves out."""
+    portable_kit.tell_skipped(terminalreporter)
 
 
 @pytest.fixture(scope="session")

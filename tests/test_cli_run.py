@@ -205,6 +205,7 @@ def test_debug_shows_where_an_error_comes_from(ctrd: Ctrd) -> None:
     assert done.stderr.splitlines()[-1].startswith(b"ctrd: there is no container 'nobody'")
 
 
+@pytest.mark.local("its shims are children")
 def test_the_process_that_ran_a_container_leaves_no_child(ctrd: Ctrd) -> None:
     code = (
         "import os, sys; from libctrd.cli import main\n"
@@ -214,6 +215,7 @@ def test_the_process_that_ran_a_container_leaves_no_child(ctrd: Ctrd) -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 40
 
 
+@pytest.mark.local("gRPC brings what it likes")
 def test_the_run_does_not_import_what_is_slow(ctrd: Ctrd) -> None:
     code = (
         "import sys; before = set(sys.modules)\n"  # an editable install brings some along by itself

@@ -59,15 +59,6 @@ if sys.platform.startswith("sunos"):
     _LIBRARIES += ["socket", "nsl"]
 
 
-def stamp() -> str:
-    """A file that is newer than what was built in place as another flavour, so that this is built anew."""
-    path = ROOT / "build" / "flavour"
-    if not path.exists() or path.read_text() != NAME:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(NAME)
-    return str(path)
-
-
 def common() -> dict[str, Any]:
     """What every module is compiled with: arguments of an ``Extension``."""
     headers = [*(ROOT / "pyx").glob("*.h"), ROOT / "pyx" / "proc.c"]
@@ -76,5 +67,5 @@ def common() -> dict[str, Any]:
         "include_dirs": [str(ROOT / "pyx")],
         "extra_compile_args": CFLAGS,
         "libraries": _LIBRARIES,
-        "depends": [stamp(), *sorted(map(str, headers))],
+        "depends": sorted(map(str, headers)),
     }
