@@ -134,7 +134,10 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until, unsign
                 if waker[1] >= 0:
                     token = peer_watch(fd, waker[1])
                 polled[2].fd = peer_fd()
-                there = writer_connected(fd) if fifo._access == O_WRONLY else has_writer(fd)
+                if fifo._access == O_WRONLY:
+                    there = writer_connected(fd)
+                else:
+                    there = has_writer(fd)
                 hurry = hurry or token < 0 or there < 0
             while there <= 0:
                 if until >= 0:
