@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,8 +18,6 @@ from libctrd import protos
 from libctrd.engine import private
 from libctrd.engine.channel import Channel
 from libctrd.engine.daemon import Daemon
-
-ROOT = Path(__file__).parent.parent
 
 
 class Place(Containerd):
@@ -99,9 +96,7 @@ def elsewhere(place: Place, script: str, **how: object) -> subprocess.Popen[str]
         "from libctrd.engine.private import Containerd\n"
         f"daemon = Daemon(Containerd(), {place.directory!r}, **{how!r})\n{script}"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", text], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

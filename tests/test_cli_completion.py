@@ -60,7 +60,7 @@ ASK = {
         _describe() { print -rl -- "${(@P)3}"; }
         _ctrd
     """,
-    "fish": "complete -C (string join ' ' ctrd $typed)",
+    "fish": "complete -C (string join -- ' ' ctrd $typed)",
 }
 BEGIN = {"bash": "typed=(%s)", "zsh": "compdef() { :; }; typed=(%s)", "fish": "set typed %s"}
 TYPED = [
