@@ -84,6 +84,22 @@ APPLETS = (
 BUSYBOX = "/bin/busybox"
 
 
+# Here and not in pyproject.toml, which is not there where only the tests and the installed package are.
+MARKERS = (
+    "bar: runs for minutes; CTRD_BAR_RUNS says how many runs it makes",
+    "containerd(why): it is about what the local engine does not have, and runs on containerd alone",
+    "linux(why): it is about what the portable build has not",
+    "local(why): it is about the local engine's own mechanism, and runs there alone",
+    "cannot(engine, why, raises=None): that engine cannot do it; tried there all the same, and has to fail",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tells pytest of the marks."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What chooses among the tests."""
     portable_kit.add_options(parser)

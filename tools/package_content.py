@@ -46,9 +46,7 @@ def sdist_faults(clone: Path, sdist: Path) -> list[str]:
 
 
 def wheel_faults(clone: Path, wheel: Path) -> list[str]:
-    """Every Python file, stub and mark of the package, every compiled module, what goes into share, and the shim with its
-    run bit.
-    """
+    """Every Python file, stub and mark of the package, every compiled module, what is shared, the shim with its run bit."""
     with zipfile.ZipFile(wheel) as archive:
         modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
     wanted = {name for name in tracked(clone) if name.startswith("libctrd/")}
