@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from libctrd import _system
+from libctrd import _checks
 from libctrd._checks import bytes_of, fd_of, short
 from libctrd._proc import ffi, lib
 from libctrd.errors import CtrdError, InvalidArgumentError, from_errno
@@ -97,7 +97,7 @@ def _failure(error: int, path: str, stage: int, fd: int, highest: int) -> CtrdEr
             )
         return from_errno(error, start + "close all other descriptors, as listed in '/proc/self/fd'", hint)
     if stage == lib.STAGE_SESSION:
-        return from_errno(errno.ENOSYS, start + "in a session of its own (posix_spawn)", f"not on {_system.name()}")
+        return from_errno(errno.ENOSYS, start + "in a session of its own (posix_spawn)", f"not on {_checks.system()}")
     hint = ""
     if error == errno.ENOENT and "/" in path and os.path.exists(path):
         hint = "it is there; its interpreter is not, the one named in its #! line or its ELF header"

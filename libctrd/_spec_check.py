@@ -1,31 +1,20 @@
 """The check of a spec: is it one, and if not, every fault with its path in the document.
 
-A good spec, the usual case, is seen to be good in C by its table (`_spec_schema`). Only when it is not, the
-table is walked in Python to find the reasons. Rules that no type can tell (two namespaces of one kind,
-overlapping mappings) are looked at in any case. What it is not: it never looks at the host; whether a path is
-there is another question.
+A good spec, the usual case, is seen to be good in C by its table (`_spec_schema`). Only when it is not, the table is
+walked in Python to find the reasons. Rules that no shape tells (two namespaces of one kind, overlapping mappings) are
+looked at in any case. What it is not: it never looks at the host; whether a path is there is another question.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Final, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
-import msgspec
-from msgspec import inspect
-
-from libctrd._spec_json import fault, is_clean, json_faults, kind, member, summary
-from libctrd._spec_schema import Document
+from libctrd._spec_json import fault, json_faults, kind, member, summary
+from libctrd._spec_schema import DOCUMENT, SOME_TEXT
 from libctrd.errors import InvalidArgumentError
-
-# msgspec looks a type over when it is first used, and crashes when two threads are first at the same time. An import is
-# one thread's alone; so it is done here, and likewise wherever a decoder of ours stands beside its type.
-msgspec.json.Decoder(Document)
-
-Walk: TypeAlias = Callable[[str, Any, list[str]], None]
+from libctrd.shape import Choice, Fields, Flag, Many, Map, Number, Shape, Text
 
 
 def validate(spec: dict[str, Any]) -> None:
@@ -36,25 +25,20 @@ def validate(spec: dict[str, Any]) -> None:
     raises anything else, whatever *spec* is. Source: OCI runtime specification (config.md, config-linux.md).
     """
     faults: list[str] = []
-    problem = ""
-    try:
-        msgspec.convert(spec, Document)
-    except (msgspec.ValidationError, RecursionError) as error:
-        problem = str(error)
-        _document()("", spec, faults)
+    fits = DOCUMENT.holds(spec)
+    if not fits:
+        _walk("", DOCUMENT, spec, faults)
     if isinstance(spec, dict):
         faults += _rules(spec)
-    if not is_clean(spec):
+    if not fits:
         known = {line.partition(": ")[0] for line in faults}
         faults += [line for line in json_faults(spec, strict=True) if line.partition(": ")[0] not in known]
-    if problem and not faults:
-        faults.append(fault("", problem))
     if faults:
         found = tuple(faults)
         raise InvalidArgumentError(f"the spec is not valid: {summary(found)}", faults=found)
 
 
-# The rules that types cannot tell. They meet any document, so they look before they take.
+# The rules that shapes cannot tell. They meet any document, so they look before they take.
 
 
 def _objects(holder: Any, key: str) -> list[tuple[int, dict[str, Any]]]:
@@ -107,7 +91,7 @@ def _apart(path: str, objects: list[tuple[int, dict[str, Any]]]) -> Iterator[str
                 yield fault(f"{path}[{other}].{side}", f"overlaps with {path}[{one}]")
 
 
-# The walk along the table, for the reasons. One small function for each type of the table, made once.
+# The walk along the table, for the reasons.
 
 
 def _short(value: Any) -> str:
@@ -115,128 +99,62 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _expected(path: str, what: str, value: Any) -> str:
-    return fault(path, f"expected {what}, got {kind(value)}")
+def _walk(path: str, shape: Shape, value: Any, faults: list[str]) -> None:
+    """Adds to *faults* what keeps *value* from that *shape*, but for what JSON cannot hold at all."""
+    expected, given, inner = _PYTHON[type(shape)]
+    if not isinstance(value, given) or (isinstance(value, bool) and given is int):
+        faults.append(fault(path, f"expected {expected}, got {kind(value)}"))
+    elif inner is not None:
+        inner(path, shape, value, faults)
 
 
-@cache
-def _document() -> Walk:
-    return _walk(inspect.type_info(Document))
+def _fields(path: str, shape: Fields, value: dict[Any, Any], faults: list[str]) -> None:
+    for name, inner in shape.shapes.items():
+        item = value.get(name)
+        if item is not None:
+            _walk(member(path, name), inner, item, faults)
+        elif name in shape.required:
+            faults.append(fault(member(path, name), "required"))
 
 
-def _walk(node: inspect.Type) -> Walk:
-    return _MAKERS[type(node)](node)
+def _many(path: str, shape: Many, value: list[Any], faults: list[str]) -> None:
+    if len(value) < shape.least:
+        faults.append(fault(path, "must not be empty"))
+    for number, item in enumerate(value):
+        _walk(f"{path}[{number}]", shape.item, item, faults)
 
 
-def _struct(node: Any) -> Walk:
-    fields = [(item.encode_name, item.required, _walk(_given(item.type))) for item in node.fields]
-
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, dict):
-            faults.append(_expected(path, "object", value))
-            return
-        for name, required, inner in fields:
-            item = value.get(name)
-            if item is not None:
-                inner(member(path, name), item, faults)
-            elif required:
-                faults.append(fault(member(path, name), "required"))
-
-    return walk
+def _map(path: str, shape: Map, value: dict[Any, Any], faults: list[str]) -> None:
+    for key, item in value.items():
+        _walk(member(path, key), shape.item, item, faults)
 
 
-def _given(node: inspect.Type) -> inspect.Type:
-    """The type of a field without its ``None``: who walks has seen already that something is there."""
-    if isinstance(node, inspect.UnionType):
-        (node,) = (item for item in node.types if not isinstance(item, inspect.NoneType))
-    return node
+def _number(path: str, shape: Number, value: int, faults: list[str]) -> None:
+    if shape.least is not None and value < shape.least:
+        faults.append(fault(path, f"must be at least {shape.least}, got {_short(value)}"))
+    elif shape.most is not None and value > shape.most:
+        faults.append(fault(path, f"must be at most {shape.most}, got {_short(value)}"))
 
 
-def _list(node: Any) -> Walk:
-    inner = _walk(node.item_type)
-
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, (list, tuple)):
-            faults.append(_expected(path, "array", value))
-            return
-        if len(value) < (node.min_length or 0):
-            faults.append(fault(path, "must not be empty"))
-        for number, item in enumerate(value):
-            inner(f"{path}[{number}]", item, faults)
-
-    return walk
+def _text(path: str, shape: Text, value: str, faults: list[str]) -> None:
+    if shape.says and not shape.resembles(value):
+        told = shape.says if shape is SOME_TEXT else f"{shape.says}, got {_short(value)}"
+        faults.append(fault(path, told))
 
 
-def _dict(node: Any) -> Walk:
-    inner = _walk(node.value_type)
-
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, dict):
-            faults.append(_expected(path, "object", value))
-            return
-        for key, item in value.items():
-            inner(member(path, key), item, faults)
-
-    return walk
+def _choice(path: str, shape: Choice, value: str, faults: list[str]) -> None:
+    if value not in shape.values:
+        known = ", ".join(word or '""' for word in sorted(shape.values))
+        faults.append(fault(path, f"must be one of {known}, got {_short(value)}"))
 
 
-def _bool(node: Any) -> Walk:
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, bool):
-            faults.append(_expected(path, "bool", value))
-
-    return walk
-
-
-def _int(node: Any) -> Walk:
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not _is_int(value):
-            faults.append(_expected(path, "int", value))
-        elif node.ge is not None and value < node.ge:
-            faults.append(fault(path, f"must be at least {node.ge}, got {_short(value)}"))
-        elif node.le is not None and value > node.le:
-            faults.append(fault(path, f"must be at most {node.le}, got {_short(value)}"))
-
-    return walk
-
-
-def _str(node: Any, says: str = "") -> Walk:
-    matches = re.compile(node.pattern).search if node.pattern is not None else None
-
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, str):
-            faults.append(_expected(path, "str", value))
-        elif len(value) < (node.min_length or 0):
-            faults.append(fault(path, "must not be empty"))
-        elif matches is not None and not matches(value):
-            faults.append(fault(path, f"{says}, got {_short(value)}"))
-
-    return walk
-
-
-def _says(node: Any) -> Walk:
-    return _str(node.type, node.extra["says"])
-
-
-def _literal(node: Any) -> Walk:
-    known = ", ".join(value or '""' for value in node.values)
-
-    def walk(path: str, value: Any, faults: list[str]) -> None:
-        if not isinstance(value, str):
-            faults.append(_expected(path, "str", value))
-        elif value not in node.values:
-            faults.append(fault(path, f"must be one of {known}, got {_short(value)}"))
-
-    return walk
-
-
-_MAKERS: Final[dict[type, Callable[[Any], Walk]]] = {
-    inspect.StructType: _struct,
-    inspect.ListType: _list,
-    inspect.DictType: _dict,
-    inspect.BoolType: _bool,
-    inspect.IntType: _int,
-    inspect.StrType: _str,
-    inspect.LiteralType: _literal,
-    inspect.Metadata: _says,
+_PYTHON: dict[type[Shape], tuple[str, type | tuple[type, ...], Any]] = {
+    Fields: ("object", dict, _fields),
+    Many: ("array", (list, tuple), _many),
+    Map: ("object", dict, _map),
+    Flag: ("bool", bool, None),
+    Number: ("int", int, _number),
+    Text: ("str", str, _text),
+    Choice: ("str", str, _choice),
 }
+"""What a shape is in Python: how it is called in a fault, its type, and who finds the faults in it."""

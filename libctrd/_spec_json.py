@@ -14,15 +14,15 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from libctrd.errors import InvalidArgumentError
+from libctrd.shape import is_plain
 
 if TYPE_CHECKING:
     import msgspec
 
-MAX_DEPTH: Final = 64  # no spec comes near
+MAX_DEPTH: Final = 64  # as `shape.is_plain` has it: no spec comes near
 ENCODER_DEPTH: Final = 500  # the encoder itself gives up somewhere beyond
-MAX_WIDTH: Final = 1_000_000  # values on one level; a list that holds itself twice would double on each
 
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_PLAIN_KEY: Final = r"[A-Za-z_][A-Za-z0-9_-]*\Z"  # compiled when there is a fault to name
 _NAMES: Final[dict[type, str]] = {
     dict: "object",
     list: "array",
@@ -40,7 +40,7 @@ def kind(value: object) -> str:
 
 def member(path: str, key: object) -> str:
     """The path of *key* of the object at *path* (the document itself is ``""``)."""
-    if not isinstance(key, str) or not _PLAIN_KEY.match(key):
+    if not isinstance(key, str) or not re.match(_PLAIN_KEY, key):
         return f"{path}[{key!a}]"
     return f"{path}.{key}" if path else key
 
@@ -48,44 +48,6 @@ def member(path: str, key: object) -> str:
 def fault(path: str, problem: str) -> str:
     """One line that says what is wrong where."""
     return f"{path or 'spec'}: {problem}"
-
-
-def is_clean(document: object) -> bool:
-    """Whether *document* is nothing but JSON values, with text that an operating system takes (no NUL, no
-    surrogate).
-
-    A quick look without a reason; `json_faults` gives the reasons. Its cost is what matters: it sees every
-    value.
-    """
-    texts: list[str] = []
-    floats: list[float] = []
-    level: list[Any] = [document]
-    depth = 0
-    while level:
-        below: list[Any] = []
-        for value in level:
-            cls = type(value)
-            if cls is dict:
-                texts.extend(value)
-                below.extend(value.values())
-            elif cls is str:
-                texts.append(value)
-            elif cls is list or cls is tuple:
-                below.extend(value)
-            elif cls is float:
-                floats.append(value)
-            elif cls not in _ATOMS:
-                return False
-        depth += 1
-        if depth > MAX_DEPTH or len(below) > MAX_WIDTH:
-            return False
-        level = below
-    try:
-        joined = "".join(texts)  # fails for a key that is not text
-        joined.encode()
-    except (TypeError, UnicodeEncodeError):
-        return False
-    return "\0" not in joined and all(map(isfinite, floats))
 
 
 def json_faults(document: object, *, strict: bool) -> list[str]:
@@ -152,12 +114,12 @@ def _encoder() -> msgspec.json.Encoder:
     return msgspec.json.Encoder()
 
 
-def encode(spec: dict[str, Any]) -> bytes:
+def encode(spec: dict[str, Any], *, checked: bool = False) -> bytes:
     """*spec* as JSON in UTF-8, ready to be written as ``config.json``: the one encoding of a start (C5).
 
     `InvalidArgumentError` when it is no dict or holds what JSON cannot hold, by its path: an object of a
     class, a number that is not finite, a lone surrogate, itself. A NUL in a text is escaped (`validate` is
-    who refuses it).
+    who refuses it). *checked*: `validate` has passed it, so no number in it needs another look.
     """
     if not isinstance(spec, dict):
         raise InvalidArgumentError(f"a spec is a dict, not {type(spec).__name__}")
@@ -166,10 +128,8 @@ def encode(spec: dict[str, Any]) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _unfit(spec) from error
     # The encoder writes null for a number that is not finite, and a spec hardly ever holds a null of its own.
-    if b"null" in text and any(null in text for null in (b":null", b",null", b"[null")) and not is_clean(spec):
-        found = json_faults(spec, strict=False)
-        if found:
-            raise _unfit(spec)
+    if not checked and b"null" in text and not is_plain(spec) and json_faults(spec, strict=False):
+        raise _unfit(spec)
     return text
 
 

@@ -19,8 +19,9 @@ Mount: TypeAlias = dict[str, Any]
 ID_MAX: Final = 2**32 - 2  # the last number is "no one" to the kernel (chown(2), setresuid(2): -1)
 SIZE_MAX: Final = 2**63 - 1
 
-_SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,19}))?\s*(?:([kmgtp])i?)?b?\Z", re.IGNORECASE)
-_ID = re.compile(r"[0-9]{1,10}\Z")
+# Compiled when first used: most containers need neither, and to compile one takes as long as to import a module.
+_SIZE: Final = r"([0-9]{1,19})(?:\.([0-9]{1,19}))?\s*(?:([kmgtp])i?)?b?\Z"
+_ID: Final = r"[0-9]{1,10}\Z"
 _TRUTH: Final = {"true": True, "1": True, "false": False, "0": False}
 _PROPAGATION: Final = ("rprivate", "private", "rshared", "shared", "rslave", "slave")
 _MOUNT_KEYS: Final = {
@@ -52,7 +53,7 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, int) and not isinstance(text, bool):
         size = text
     else:
-        found = _SIZE.match(text.strip()) if isinstance(text, str) else None
+        found = re.match(_SIZE, text.strip(), re.IGNORECASE) if isinstance(text, str) else None
         if found is None:
             raise InvalidArgumentError(f"size {text!r} is not valid: use bytes or a unit, like 1024, 64m or 1.5g")
         whole, fraction, unit = found.group(1), found.group(2) or "", (found.group(3) or "").lower()
@@ -72,7 +73,7 @@ def parse_user(user: User) -> dict[str, Any]:
     """
     if isinstance(user, str):
         uid, colon, gid = user.partition(":")
-        if not _ID.match(uid) or (colon and not _ID.match(gid)):
+        if not re.match(_ID, uid) or (colon and not re.match(_ID, gid)):
             raise InvalidArgumentError(
                 f"user {user!r} is not valid: use numbers, UID or UID:GID (names are not looked up)"
             )

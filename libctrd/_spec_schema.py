@@ -1,312 +1,268 @@
-"""The fields of a spec, their types and their limits, as msgspec types: one table for both ways to check a
-spec.
+"""The fields of a spec, their types and their limits: one table for both ways to check a spec.
 
-`Document` is what ``msgspec.convert`` is given (fast, in C, without a reason) and what `_spec_check` walks
-along to name every fault. Fields that are not here are not looked at. ``None`` counts as not given, as both
-Go and C runtimes have it. What it is not: objects that anyone works with; a spec stays a dict. Source: OCI
-runtime specification 1.0 to 1.2 (config.md, config-linux.md).
+`DOCUMENT` tells whether a spec is one (fast, in C, without a reason), and `_spec_check` walks along it to name every
+fault. Fields that are not here are not looked at. ``None`` counts as not given, as both Go and C runtimes have it. What
+it is not: objects that anyone works with; a spec stays a dict. Source: OCI runtime specification 1.0 to 1.2 (config.md,
+config-linux.md).
 """
 
-# Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-from typing import Annotated, Any, Literal, TypeAlias
-
-from msgspec import Meta, Struct, field
-
-
-def _text(pattern: str, says: str) -> Any:
-    return Meta(pattern=pattern, extra={"says": says})
-
-
-Uint: TypeAlias = Annotated[int, Meta(ge=0)]
-Uint32: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Uint16: TypeAlias = Annotated[int, Meta(ge=0, le=2**16 - 1)]
-Int64: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Text: TypeAlias = Annotated[str, Meta(min_length=1)]
-AbsPath: TypeAlias = Annotated[str, _text(r"\A/", "must be an absolute path")]
-Version: TypeAlias = Annotated[
-    str,
-    _text(r"\A1\.[0-9]+\.[0-9]+(?:[-+][0-9A-Za-z.+-]+)?\Z", "must be a version 1.x.y of the specification"),
-]
-EnvEntry: TypeAlias = Annotated[str, _text(r"\A[^=]+=", "must be NAME=value")]
-Capability: TypeAlias = Annotated[str, _text(r"\ACAP_[A-Z0-9_]+\Z", "must be a capability's name, like CAP_KILL")]
-RlimitName: TypeAlias = Annotated[str, _text(r"\ARLIMIT_[A-Z]+\Z", "must be a limit's name, like RLIMIT_NOFILE")]
-Access: TypeAlias = Annotated[str, _text(r"\A[rwm]{0,3}\Z", "must be made of r, w and m")]
-
-
-class _Part(Struct, gc=False):
-    """A base for the objects of the table: made by the thousand and dropped at once, so not tracked."""
-
-
-class ConsoleSize(_Part):
-    height: Uint32
-    width: Uint32
-
-
-class User(_Part):
-    uid: Uint32 | None = None
-    gid: Uint32 | None = None
-    umask: Uint32 | None = None
-    additionalGids: list[Uint32] | None = None
-    username: str | None = None
-
-
-class Capabilities(_Part):
-    bounding: list[Capability] | None = None
-    effective: list[Capability] | None = None
-    inheritable: list[Capability] | None = None
-    permitted: list[Capability] | None = None
-    ambient: list[Capability] | None = None
-
-
-class Rlimit(_Part):
-    type: RlimitName
-    soft: Uint
-    hard: Uint
-
-
-class IoPriority(_Part):
-    class_: str | None = field(default=None, name="class")
-    priority: int | None = None
-
-
-class Scheduler(_Part):
-    policy: Text
-    nice: int | None = None
-    priority: int | None = None
-    flags: list[str] | None = None
-    runtime: Uint | None = None
-    deadline: Uint | None = None
-    period: Uint | None = None
-
-
-class Process(_Part):
-    args: Annotated[list[str], Meta(min_length=1)]
-    cwd: AbsPath
-    terminal: bool | None = None
-    consoleSize: ConsoleSize | None = None
-    user: User | None = None
-    env: list[EnvEntry] | None = None
-    capabilities: Capabilities | None = None
-    rlimits: list[Rlimit] | None = None
-    noNewPrivileges: bool | None = None
-    apparmorProfile: str | None = None
-    selinuxLabel: str | None = None
-    oomScoreAdj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
-    ioPriority: IoPriority | None = None
-    scheduler: Scheduler | None = None
-
-
-class Root(_Part):
-    path: Text
-    readonly: bool | None = None
-
-
-class IdMapping(_Part):
-    containerID: Uint32
-    hostID: Uint32
-    size: Annotated[int, Meta(ge=1, le=2**32 - 1)]
-
-
-class Mount(_Part):
-    destination: AbsPath
-    type: str | None = None
-    source: str | None = None
-    options: list[str] | None = None
-    uidMappings: list[IdMapping] | None = None
-    gidMappings: list[IdMapping] | None = None
-
-
-class Hook(_Part):
-    path: AbsPath
-    args: list[str] | None = None
-    env: list[EnvEntry] | None = None
-    timeout: Annotated[int, Meta(ge=1)] | None = None
-
-
-class Hooks(_Part):
-    prestart: list[Hook] | None = None
-    createRuntime: list[Hook] | None = None
-    createContainer: list[Hook] | None = None
-    startContainer: list[Hook] | None = None
-    poststart: list[Hook] | None = None
-    poststop: list[Hook] | None = None
-
-
-class Namespace(_Part):
-    type: Literal["pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time"]
-    path: Annotated[str, _text(r"\A(?:/|\Z)", "must be an absolute path")] | None = None
-
-
-class Device(_Part):
-    type: Literal["c", "b", "u", "p"]
-    path: AbsPath
-    major: Int64 | None = None
-    minor: Int64 | None = None
-    fileMode: Uint32 | None = None
-    uid: Uint32 | None = None
-    gid: Uint32 | None = None
-
-
-class DeviceRule(_Part):
-    allow: bool
-    type: Literal["a", "b", "c", "u", "p", ""] | None = None
-    major: Int64 | None = None
-    minor: Int64 | None = None
-    access: Access | None = None
-
-
-class Memory(_Part):
-    limit: Int64 | None = None
-    reservation: Int64 | None = None
-    swap: Int64 | None = None
-    kernel: Int64 | None = None
-    kernelTCP: Int64 | None = None
-    swappiness: Annotated[int, Meta(ge=0, le=200)] | None = None
-    disableOOMKiller: bool | None = None
-    useHierarchy: bool | None = None
-    checkBeforeUpdate: bool | None = None
-
-
-class Cpu(_Part):
-    shares: Uint | None = None
-    quota: Int64 | None = None
-    burst: Uint | None = None
-    period: Uint | None = None
-    realtimeRuntime: Int64 | None = None
-    realtimePeriod: Uint | None = None
-    cpus: str | None = None
-    mems: str | None = None
-    idle: Int64 | None = None
-
-
-class Pids(_Part):
-    limit: Int64 | None = None
-
-
-class WeightDevice(_Part):
-    major: Int64
-    minor: Int64
-    weight: Uint16 | None = None
-    leafWeight: Uint16 | None = None
-
-
-class ThrottleDevice(_Part):
-    major: Int64
-    minor: Int64
-    rate: Uint
-
-
-class BlockIO(_Part):
-    weight: Uint16 | None = None
-    leafWeight: Uint16 | None = None
-    weightDevice: list[WeightDevice] | None = None
-    throttleReadBpsDevice: list[ThrottleDevice] | None = None
-    throttleWriteBpsDevice: list[ThrottleDevice] | None = None
-    throttleReadIOPSDevice: list[ThrottleDevice] | None = None
-    throttleWriteIOPSDevice: list[ThrottleDevice] | None = None
-
-
-class HugepageLimit(_Part):
-    pageSize: Text
-    limit: Uint
-
-
-class Priority(_Part):
-    name: Text
-    priority: Uint32
-
-
-class Network(_Part):
-    classID: Uint32 | None = None
-    priorities: list[Priority] | None = None
-
-
-class Rdma(_Part):
-    hcaHandles: Uint32 | None = None
-    hcaObjects: Uint32 | None = None
-
-
-class Resources(_Part):
-    devices: list[DeviceRule] | None = None
-    memory: Memory | None = None
-    cpu: Cpu | None = None
-    pids: Pids | None = None
-    blockIO: BlockIO | None = None
-    hugepageLimits: list[HugepageLimit] | None = None
-    network: Network | None = None
-    rdma: dict[str, Rdma] | None = None
-    unified: dict[str, str] | None = None
-
-
-class SyscallArg(_Part):
-    index: Uint32
-    value: Uint
-    op: Text
-    valueTwo: Uint | None = None
-
-
-class Syscall(_Part):
-    names: Annotated[list[Text], Meta(min_length=1)]
-    action: Text
-    errnoRet: Uint32 | None = None
-    args: list[SyscallArg] | None = None
-
-
-class Seccomp(_Part):
-    defaultAction: Text
-    defaultErrnoRet: Uint32 | None = None
-    architectures: list[Text] | None = None
-    flags: list[Text] | None = None
-    listenerPath: str | None = None
-    listenerMetadata: str | None = None
-    syscalls: list[Syscall] | None = None
-
-
-class TimeOffset(_Part):
-    secs: Int64 | None = None
-    nanosecs: Uint32 | None = None
-
-
-class IntelRdt(_Part):
-    closID: str | None = None
-    l3CacheSchema: str | None = None
-    memBwSchema: str | None = None
-    enableCMT: bool | None = None
-    enableMBM: bool | None = None
-
-
-class Personality(_Part):
-    domain: Text
-    flags: list[str] | None = None
-
-
-class Linux(_Part):
-    namespaces: list[Namespace] | None = None
-    uidMappings: list[IdMapping] | None = None
-    gidMappings: list[IdMapping] | None = None
-    timeOffsets: dict[str, TimeOffset] | None = None
-    devices: list[Device] | None = None
-    cgroupsPath: str | None = None
-    rootfsPropagation: (
-        Literal["", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"] | None
-    ) = None
-    resources: Resources | None = None
-    sysctl: dict[str, str] | None = None
-    seccomp: Seccomp | None = None
-    maskedPaths: list[AbsPath] | None = None
-    readonlyPaths: list[AbsPath] | None = None
-    mountLabel: str | None = None
-    intelRdt: IntelRdt | None = None
-    personality: Personality | None = None
-
-
-class Document(_Part):
-    ociVersion: Version
-    process: Process
-    root: Root
-    hostname: str | None = None
-    domainname: str | None = None
-    mounts: list[Mount] | None = None
-    hooks: Hooks | None = None
-    annotations: dict[str, str] | None = None
-    linux: Linux | None = None
+from __future__ import annotations
+
+from libctrd.shape import Choice, Fields, Flag, Many, Map, Number, Text
+
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_DIGITS = "0123456789"
+_SUFFIX = frozenset(_UPPER + _UPPER.lower() + _DIGITS + ".+-")
+
+
+def _is_version(text: str) -> bool:
+    """``1.MINOR.PATCH``, and a suffix that begins with ``-`` or ``+``."""
+    end = min((place for place in map(text.find, "-+") if place >= 0), default=len(text))
+    numbers, suffix = text[:end].split("."), text[end + 1 :]
+    if len(numbers) != 3 or numbers[0] != "1" or not all(n.isascii() and n.isdigit() for n in numbers):
+        return False
+    return end == len(text) or (suffix != "" and _SUFFIX.issuperset(suffix))
+
+
+ANY_TEXT = Text()
+SOME_TEXT = Text("must not be empty", least=1)
+VERSION = Text("must be a version 1.x.y of the specification", like=_is_version)
+PATH = Text("must be an absolute path", begins="/")
+PATH_OR_NONE = Text("must be an absolute path", begins="/", empty=True)
+VARIABLE = Text("must be NAME=value", after="=")
+CAPABILITY = Text(
+    "must be a capability's name, like CAP_KILL", begins="CAP_", only=_UPPER + _DIGITS + "_", least=len("CAP_x")
+)
+RLIMIT = Text("must be a limit's name, like RLIMIT_NOFILE", begins="RLIMIT_", only=_UPPER, least=len("RLIMIT_X"))
+ACCESS = Text("must be made of r, w and m", only="rwm", most=3)
+
+FLAG = Flag()
+INT = Number()
+UINT = Number(0)
+UINT16 = Number(0, 2**16 - 1)
+UINT32 = Number(0, 2**32 - 1)
+INT64 = Number(-(2**63), 2**63 - 1)
+POSITIVE = Number(1)
+TEXTS = Many(ANY_TEXT)
+SOME_TEXTS = Many(SOME_TEXT)
+PATHS = Many(PATH)
+VARIABLES = Many(VARIABLE)
+CAPABILITIES = Many(CAPABILITY)
+
+PROCESS = Fields(
+    {
+        "args": Many(ANY_TEXT, 1),
+        "cwd": PATH,
+        "terminal": FLAG,
+        "consoleSize": Fields({"height": UINT32, "width": UINT32}, ("height", "width")),
+        "user": Fields(
+            {"uid": UINT32, "gid": UINT32, "umask": UINT32, "additionalGids": Many(UINT32), "username": ANY_TEXT}
+        ),
+        "env": VARIABLES,
+        "capabilities": Fields(
+            dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), CAPABILITIES)
+        ),
+        "rlimits": Many(Fields({"type": RLIMIT, "soft": UINT, "hard": UINT}, ("type", "soft", "hard"))),
+        "noNewPrivileges": FLAG,
+        "apparmorProfile": ANY_TEXT,
+        "selinuxLabel": ANY_TEXT,
+        "oomScoreAdj": Number(-1000, 1000),
+        "ioPriority": Fields({"class": ANY_TEXT, "priority": INT}),
+        "scheduler": Fields(
+            {
+                "policy": SOME_TEXT,
+                "nice": INT,
+                "priority": INT,
+                "flags": TEXTS,
+                "runtime": UINT,
+                "deadline": UINT,
+                "period": UINT,
+            },
+            ("policy",),
+        ),
+    },
+    ("args", "cwd"),
+)
+
+MAPPINGS = Many(
+    Fields({"containerID": UINT32, "hostID": UINT32, "size": Number(1, 2**32 - 1)}, ("containerID", "hostID", "size"))
+)
+
+MOUNT = Fields(
+    {
+        "destination": PATH,
+        "type": ANY_TEXT,
+        "source": ANY_TEXT,
+        "options": TEXTS,
+        "uidMappings": MAPPINGS,
+        "gidMappings": MAPPINGS,
+    },
+    ("destination",),
+)
+
+HOOKS = Many(Fields({"path": PATH, "args": TEXTS, "env": VARIABLES, "timeout": POSITIVE}, ("path",)))
+
+WEIGHTS = Many(Fields({"major": INT64, "minor": INT64, "weight": UINT16, "leafWeight": UINT16}, ("major", "minor")))
+RATES = Many(Fields({"major": INT64, "minor": INT64, "rate": UINT}, ("major", "minor", "rate")))
+
+RESOURCES = Fields(
+    {
+        "devices": Many(
+            Fields(
+                {
+                    "allow": FLAG,
+                    "type": Choice("a", "b", "c", "u", "p", ""),
+                    "major": INT64,
+                    "minor": INT64,
+                    "access": ACCESS,
+                },
+                ("allow",),
+            )
+        ),
+        "memory": Fields(
+            {
+                "limit": INT64,
+                "reservation": INT64,
+                "swap": INT64,
+                "kernel": INT64,
+                "kernelTCP": INT64,
+                "swappiness": Number(0, 200),
+                "disableOOMKiller": FLAG,
+                "useHierarchy": FLAG,
+                "checkBeforeUpdate": FLAG,
+            }
+        ),
+        "cpu": Fields(
+            {
+                "shares": UINT,
+                "quota": INT64,
+                "burst": UINT,
+                "period": UINT,
+                "realtimeRuntime": INT64,
+                "realtimePeriod": UINT,
+                "cpus": ANY_TEXT,
+                "mems": ANY_TEXT,
+                "idle": INT64,
+            }
+        ),
+        "pids": Fields({"limit": INT64}),
+        "blockIO": Fields(
+            {
+                "weight": UINT16,
+                "leafWeight": UINT16,
+                "weightDevice": WEIGHTS,
+                "throttleReadBpsDevice": RATES,
+                "throttleWriteBpsDevice": RATES,
+                "throttleReadIOPSDevice": RATES,
+                "throttleWriteIOPSDevice": RATES,
+            }
+        ),
+        "hugepageLimits": Many(Fields({"pageSize": SOME_TEXT, "limit": UINT}, ("pageSize", "limit"))),
+        "network": Fields(
+            {
+                "classID": UINT32,
+                "priorities": Many(Fields({"name": SOME_TEXT, "priority": UINT32}, ("name", "priority"))),
+            }
+        ),
+        "rdma": Map(Fields({"hcaHandles": UINT32, "hcaObjects": UINT32})),
+        "unified": Map(ANY_TEXT),
+    }
+)
+
+SECCOMP = Fields(
+    {
+        "defaultAction": SOME_TEXT,
+        "defaultErrnoRet": UINT32,
+        "architectures": SOME_TEXTS,
+        "flags": SOME_TEXTS,
+        "listenerPath": ANY_TEXT,
+        "listenerMetadata": ANY_TEXT,
+        "syscalls": Many(
+            Fields(
+                {
+                    "names": Many(SOME_TEXT, 1),
+                    "action": SOME_TEXT,
+                    "errnoRet": UINT32,
+                    "args": Many(
+                        Fields(
+                            {"index": UINT32, "value": UINT, "op": SOME_TEXT, "valueTwo": UINT},
+                            ("index", "value", "op"),
+                        )
+                    ),
+                },
+                ("names", "action"),
+            )
+        ),
+    },
+    ("defaultAction",),
+)
+
+LINUX = Fields(
+    {
+        "namespaces": Many(
+            Fields(
+                {
+                    "type": Choice("pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time"),
+                    "path": PATH_OR_NONE,
+                },
+                ("type",),
+            )
+        ),
+        "uidMappings": MAPPINGS,
+        "gidMappings": MAPPINGS,
+        "timeOffsets": Map(Fields({"secs": INT64, "nanosecs": UINT32})),
+        "devices": Many(
+            Fields(
+                {
+                    "type": Choice("c", "b", "u", "p"),
+                    "path": PATH,
+                    "major": INT64,
+                    "minor": INT64,
+                    "fileMode": UINT32,
+                    "uid": UINT32,
+                    "gid": UINT32,
+                },
+                ("type", "path"),
+            )
+        ),
+        "cgroupsPath": ANY_TEXT,
+        "rootfsPropagation": Choice(
+            *("", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable")
+        ),
+        "resources": RESOURCES,
+        "sysctl": Map(ANY_TEXT),
+        "seccomp": SECCOMP,
+        "maskedPaths": PATHS,
+        "readonlyPaths": PATHS,
+        "mountLabel": ANY_TEXT,
+        "intelRdt": Fields(
+            {
+                "closID": ANY_TEXT,
+                "l3CacheSchema": ANY_TEXT,
+                "memBwSchema": ANY_TEXT,
+                "enableCMT": FLAG,
+                "enableMBM": FLAG,
+            }
+        ),
+        "personality": Fields({"domain": SOME_TEXT, "flags": TEXTS}, ("domain",)),
+    }
+)
+
+DOCUMENT = Fields(
+    {
+        "ociVersion": VERSION,
+        "process": PROCESS,
+        "root": Fields({"path": SOME_TEXT, "readonly": FLAG}, ("path",)),
+        "hostname": ANY_TEXT,
+        "domainname": ANY_TEXT,
+        "mounts": Many(MOUNT),
+        "hooks": Fields(
+            dict.fromkeys(
+                ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), HOOKS
+            )
+        ),
+        "annotations": Map(ANY_TEXT),
+        "linux": LINUX,
+    },
+    ("ociVersion", "process", "root"),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from libctrd import _system, relay
+from libctrd import _checks, relay
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
 from libctrd.process import Process
@@ -95,7 +95,7 @@ def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback, *,
 def _see_a_writer(fifo: Fifo) -> None:
     """A read end that never saw a writer hears of no hang-up either; and all writers may have gone before it came."""
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    if _system.LINUX:
+    if _checks.LINUX:
         os.close(os.open(f"/proc/self/fd/{fifo.fileno()}", flags))
         return
     fd = os.open(fifo.path, flags | os.O_NOFOLLOW)

@@ -8,15 +8,16 @@ the contract has a call report straight (C6), which is why it is reentrant; queu
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from libctrd import directory, handling, ids
 from libctrd import spec as specs
 from libctrd._checks import seconds_of
+from libctrd._log import log
 from libctrd.container import Container
 from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
 from libctrd.errors import (
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from libctrd.images import Images
     from libctrd.stdio import Callback, Choice, Stdio
 
-log = logging.getLogger("libctrd")
 
 CONFIG = "config.json"
 CLOSE_SECONDS = 5.0
@@ -132,7 +132,7 @@ class Client(Telling):
                     directory.remove_tree(bundle)
                     directory.make(bundle, uid, gid)
                 record, spec = self._engine.plan(id, bundle, spec, wanted)
-                config = specs.encode(spec)
+                config = specs.encode(spec, checked=True)
                 _write(os.path.join(bundle, CONFIG), config)
                 self._engine.reserve(record, config)
             except BaseException:
@@ -241,8 +241,7 @@ class Client(Telling):
                 del self._arrivals[id]
 
     def _known(self, id: str) -> Container | None:
-        with self._guard:
-            return self._containers.get(id)
+        return self._containers.get(id)  # one look at a table needs no lock
 
     def _active(self, id: str) -> Container | None:
         """That of this client's table. One that only waits to be started may have been removed by another client."""
@@ -328,11 +327,9 @@ class Client(Telling):
         except CtrdError:
             return False  # there is no record, or only a damaged one: nothing that says so
 
-    @contextlib.contextmanager
-    def _locked(self, id: str) -> Iterator[None]:
-        """Holds the lock of one container id (C18). It exists while somebody holds it or waits for it."""
-        with self._locks.holding(id):
-            yield
+    def _locked(self, id: str) -> contextlib.AbstractContextManager[None]:
+        """For one ``with``: the lock of one container id (C18)."""
+        return self._locks.holding(id)
 
     # ---- events --------------------------------------------------------------------------------------------------
 
@@ -370,7 +367,7 @@ class Client(Telling):
         elif container is None:
             log.debug("event %s of container %s, which is not known here", event.type, event.id)
         else:
-            self._lanes.submit(("event", event.id), lambda: handling.handle(self, container, event))
+            self._lanes.submit(("event", event.id), partial(handling.handle, self, container, event))
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

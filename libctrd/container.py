@@ -7,7 +7,6 @@ in ``client.py``.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from datetime import datetime
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from libctrd.relay import Buffer
     from libctrd.stdio import Callback, Choice, Stdin, Stdio
 
-log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
 
@@ -222,6 +220,9 @@ class Container:
                 init.streams.close()
                 with contextlib.suppress(NotFoundError):  # it has ended by itself
                     client._engine.signal(self.id, INIT, _SIGKILL)
+                from libctrd import unread  # the rare case
+
+                unread.throw_away(self, INIT)
         self._finished.wait()  # its exit goes the usual way, so that whoever heard of the start hears of the end
         raise refusal
 
@@ -266,6 +267,10 @@ class Container:
         with self._client._locked(self.id):
             self._require_running()
             self._client._engine.signal(self.id, process, number, everyone)
+            if number == _SIGKILL:
+                from libctrd import unread  # not at every start
+
+                unread.throw_away(self, *(self._processes if process == INIT else (process,)))
 
     def _kill_late(self, late: threading.Event) -> None:
         """Kills it for a time limit, in the background: whoever calls must not wait for the engine."""
@@ -277,6 +282,10 @@ class Container:
             with contextlib.suppress(NotFoundError):  # it has ended, and only its output is not taken
                 self.signal(_SIGKILL)
             self._give_up_output()
+            from libctrd import unread  # the rare case
+
+            with self._client._locked(self.id):
+                unread.throw_away(self, INIT)
 
         self._client._lanes.submit(("kill", self.id), kill)
 
@@ -428,6 +437,9 @@ class Container:
                     # since we looked; from the SIGKILL on nobody can.
                     if self.status == "paused":
                         self._thaw()
+                from libctrd import unread  # the rare case
+
+                unread.throw_all_away(self)
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
                 self.wait()

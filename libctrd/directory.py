@@ -10,8 +10,9 @@ import fcntl
 import os
 import stat
 
-from libctrd import _system, proc
+from libctrd import _checks, proc
 from libctrd._checks import descriptors_left
+from libctrd._proc import lib
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
@@ -160,13 +161,10 @@ def remove_tree(path: str) -> None:
 def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: int = 5) -> None:
     """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then.
 
-    *inode* is the number that *parent* has for it.
+    *inode* is the number that *parent* has for it; ``None`` for the tree itself, which may be a mount.
     """
     try:
-        fd = os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=parent)
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        fd = _open(parent, name) if inode is None else _open_below(parent, name, path, inode)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -175,19 +173,17 @@ def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: 
         _unlink(parent, name, path)
         return
     try:
-        _refuse_mount(fd, parent, inode, path)
         try:
             with os.scandir(fd) as entries:
                 children = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
         except OSError as error:
             raise from_os_error(error, f"list {path!r} to remove it") from error
         for child, is_dir, number in children:
-            below = os.path.join(path, child)
+            where = f"{path}/{child}"
             if is_dir:
-                _leave_no_mount(fd, child, below)
-                _remove(fd, child, below, number)
+                _remove(fd, child, where, number)
             else:
-                _unlink(fd, child, below)
+                _unlink(fd, child, where)
     finally:
         os.close(fd)
     try:
@@ -201,6 +197,47 @@ def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: 
         raise from_os_error(error, f"remove the directory {path!r}") from error
 
 
+def _open(parent: int, name: str) -> int:
+    fd = os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=parent)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return fd
+
+
+def _open_below(parent: int, name: str, path: str, inode: int) -> int:
+    """Opens a directory of the tree itself: what is mounted on it is unmounted first, however often.
+
+    The kernel opens it and sees that it is no mount in one step, where it can.
+    """
+    if not _checks.LINUX:
+        return _open_covered_by_none(parent, name, path, inode)
+    while (fd := lib.ctrd_open_below(parent, os.fsencode(name))) == -errno.EXDEV:
+        _unmount(parent, name, path)
+    if fd >= 0:
+        return fd
+    if fd not in (-errno.ENOSYS, -errno.EPERM):  # before Linux 5.6; a filter of system calls
+        raise OSError(-fd, os.strerror(-fd), path)
+    _leave_no_mount(parent, name, path)
+    return _open(parent, name)
+
+
+def _open_covered_by_none(parent: int, name: str, path: str, inode: int) -> int:
+    """The same by POSIX: what something is mounted on is refused, for the directory above has the number of what is
+    covered. (A directory that is mounted on itself has both the same; what it shows is what lies under it.)
+    """
+    fd = _open(parent, name)
+    here, above = os.fstat(fd), os.fstat(parent)
+    if here.st_ino == inode and here.st_dev == above.st_dev:
+        return fd
+    os.close(fd)
+    raise UnavailableError(f"could not remove {path!r}: something is mounted there (unmount it first)")
+
+
+def _unmount(parent: int, name: str, path: str) -> None:
+    proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)
+
+
 def _mount_id(parent: int, name: str) -> int:
     """The id of the mount that *name* lies on; a bind mount has one of its own though its device is its parent's."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -211,30 +248,15 @@ def _mount_id(parent: int, name: str) -> int:
 
 
 def _mount_id_of(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:
         for line in info:
             if line.startswith("mnt_id:"):
                 return int(line.split()[1])
     raise UnavailableError("the kernel does not tell on which mount a directory lies: /proc must be mounted")
 
 
-def _refuse_mount(fd: int, parent: int, inode: int | None, path: str) -> None:
-    """Elsewhere than on Linux: refuses a directory that is not the tree's own, but the root of what is mounted there.
-
-    The directory above it has the number of the one that is covered. (A directory that is mounted on itself has both
-    the same; what it shows is what lies under it, so to remove that is right.)
-    """
-    if _system.LINUX or inode is None:
-        return
-    here, above = os.fstat(fd), os.fstat(parent)
-    if here.st_ino != inode or here.st_dev != above.st_dev:
-        raise UnavailableError(f"could not remove {path!r}: something is mounted there (unmount it first)")
-
-
 def _leave_no_mount(parent: int, name: str, path: str) -> None:
     """Unmounts whatever is mounted on *name*, however often. Afterwards it is a directory of the tree itself."""
-    if not _system.LINUX:
-        return  # only root could, by means of this system alone: it is refused
     here = _mount_id_of(parent)
     while True:
         try:
@@ -242,7 +264,7 @@ def _leave_no_mount(parent: int, name: str, path: str) -> None:
                 return
         except FileNotFoundError:
             return
-        proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)
+        _unmount(parent, name, path)
 
 
 def _unlink(parent: int, name: str, path: str) -> None:
@@ -253,6 +275,6 @@ def _unlink(parent: int, name: str, path: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno != errno.EBUSY or not _system.LINUX:
+            if error.errno != errno.EBUSY or not _checks.LINUX:
                 raise from_os_error(error, f"remove {path!r}") from error
-            proc.unmount(f"/proc/self/fd/{parent}/{name}", shown_as=path)  # a file that something is mounted on
+            _unmount(parent, name, path)  # a file that something is mounted on

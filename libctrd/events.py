@@ -5,16 +5,14 @@ Nothing here knows what an event means; that is the client's business.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
+from libctrd._log import log
 from libctrd.errors import ClosedError, DeadlineError, UnavailableError
 from libctrd.state import StateInfo
-
-log = logging.getLogger("libctrd")
 
 STREAM_LIMIT = 2048
 """How many events a stream holds for a reader that does not come (the number of containerd 0.2)."""
@@ -30,26 +28,44 @@ class Listener(Protocol):
 class Lanes:
     """Runs jobs in the background: strictly in order within a lane, lanes independent of each other (C11).
 
-    A lane that blocks holds back nobody but itself: a thread is started when work is ready and none is idle, one at a
-    time, so that quick jobs need few. Idle threads end after a while, so that a quiet client has none.
+    A lane that blocks holds back nobody but itself, and quick jobs need few threads, however many lanes they are in:
 
-    One lock guards everything. A lane is in exactly one of three places: not in ``_jobs`` (nothing to do), in
-    ``_ready`` (work, no thread) or with a thread that runs its first job. ``submit`` changes the first into the
-    second under the lock and then either wakes an idle thread or sees to it that one is being started; a thread looks
-    at ``_ready`` under the same lock before it goes idle. So no job waits while a thread sleeps.
+    - As long as they are fewer than `AT_ONCE`, a thread comes for each lane with work: an idle one, or a new one. They
+      come one at a time, each calls the next, so that those who come late find nothing left to do and are not called.
+    - Beyond that, the threads that there are come to each lane in turn if what they run is quick. Only if none of them
+      takes another lane for `LOOKS` looks of `LOOK_SECONDS` are they taken for blocked, and there is one thread more:
+      the one that looked, while there was work and nobody free. Nobody looks while there is no such work.
+
+    So threads are as many as jobs that block, and `AT_ONCE` and a lookout. Idle ones end after a while; a quiet client
+    has none.
+
+    What it costs: `submit` takes the lock once, and a thread takes it once for up to `BATCH` jobs of a lane: it gives
+    that back and gets the next one under the same hold. Jobs are taken off their queue without it, for a lane has one
+    thread at most, and a deque's two ends do not meet while something is in it. What waits is woken by name, through a
+    lock of its own: a condition would make one for each wait, and wake whoever is first.
+
+    One lock guards everything else. A lane is in exactly one of three places: not in ``_queues`` (nothing to do), in
+    ``_ready`` (work, no thread), or with a thread. Whoever puts one into ``_ready`` calls somebody under the same hold
+    (`_call`), and nobody goes idle before looking there: no job waits while a thread sleeps.
     """
 
+    AT_ONCE = 8
+    BATCH = 64
+    LOOKS = 3
+    LOOK_SECONDS = 0.002
     IDLE_SECONDS = 5.0
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._work_ready = threading.Condition(self._lock)
         self._all_done = threading.Condition(self._lock)
-        self._jobs: dict[Hashable, deque[Callable[[], None]]] = {}
+        self._queues: dict[Hashable, deque[Callable[[], None]]] = {}
         self._ready: deque[Hashable] = deque()
-        self._idle = 0
-        self._starting = False
+        self._busy = 0  # threads with a lane
+        self._taken = 0  # lanes that were taken, ever: how the lookout sees that somebody still comes for them
+        self._coming = False  # somebody was called, and has not come yet
+        self._looking = False
+        self._idle: list[threading.Lock] = []  # what each idle thread waits for; the last to go idle is called first
         self._closed = False
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
@@ -57,70 +73,122 @@ class Lanes:
         with self._lock:
             if self._closed:
                 return
-            queue = self._jobs.get(lane)
+            queue = self._queues.get(lane)
             if queue is not None:
                 queue.append(job)
                 return
-            self._jobs[lane] = deque((job,))
+            self._queues[lane] = deque((job,))
             self._ready.append(lane)
-            self._staff()
+            if not self._coming:
+                self._call()
 
-    def _staff(self) -> None:
-        """Called with the lock held: wakes or starts a thread when ready lanes have none coming."""
-        if not self._ready:
+    def _call(self) -> None:
+        """Has another thread come when there is a lane for it, or when nobody looks out. With the lock held."""
+        if self._coming or not self._ready or (self._looking and self._busy >= self.AT_ONCE):
             return
-        if self._idle >= len(self._ready):
-            self._work_ready.notify()
-        elif not self._starting:
-            self._starting = True
+        self._coming = True
+        if self._idle:
+            self._idle.pop().release()
+            return
+        try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError as error:  # no room for it: those that there are come later, or who is called next
+            self._coming = False
+            log.error("events wait, for no thread can be started to handle them: %s", error)
+        except BaseException:  # Ctrl-C
+            self._coming = False
+            raise
 
     def _work(self) -> None:
+        turn = threading.Lock()
+        turn.acquire()
         with self._lock:
-            self._starting = False
-        while (lane := self._take()) is not None:
-            job = self._jobs[lane][0]
-            try:
-                job()
-            except BaseException:
-                log.exception("an event could not be handled")
+            self._coming = False
+            lane = self._take()
+        while lane is not None or (lane := self._wait(turn)) is not None:
+            queue = self._queues[lane]
+            for _ in range(self.BATCH):
+                try:
+                    job = queue.popleft()
+                except IndexError:
+                    break
+                try:
+                    job()
+                except BaseException:
+                    log.exception("an event could not be handled")
             del job
             with self._lock:
-                queue = self._jobs[lane]
-                queue.popleft()
+                self._busy -= 1
                 if queue:
                     self._ready.append(lane)
                 else:
-                    del self._jobs[lane]
-                    if not self._jobs:
+                    del self._queues[lane]
+                    if not self._queues:
                         self._all_done.notify_all()
+                lane = self._take()
 
-    def _take(self) -> Hashable | None:
-        with self._lock:
-            while not self._ready:
-                if self._closed:
+    def _take(self, blocked: bool = False) -> Hashable | None:
+        """The lane that has been ready for longest, unless there are enough threads, none of them *blocked*. With the
+        lock held."""
+        if not self._ready or (self._busy >= self.AT_ONCE and not blocked):
+            return None
+        self._busy += 1
+        self._taken += 1
+        lane = self._ready.popleft()
+        self._call()
+        return lane
+
+    def _wait(self, turn: threading.Lock) -> Hashable | None:
+        """Waits until there is a lane for this thread. ``None`` when there was none for long, or never will be."""
+        while True:
+            with self._lock:
+                lane = self._take()
+                if lane is not None:
+                    return lane
+                looks = bool(self._ready) and not self._looking
+                if looks:
+                    self._looking = True
+                elif self._closed:
                     return None
-                self._idle += 1
-                try:
-                    woken = self._work_ready.wait(self.IDLE_SECONDS)
-                finally:
-                    self._idle -= 1
-                if not woken and not self._ready:
+                else:
+                    self._idle.append(turn)
+            if looks:
+                lane = self._look_out(turn)
+                if lane is not None:
+                    return lane
+                continue
+            woken = turn.acquire(timeout=self.IDLE_SECONDS)
+            with self._lock:
+                if not woken and turn in self._idle:
+                    self._idle.remove(turn)
                     return None
-            lane = self._ready.popleft()
-            self._staff()
-            return lane
+                if not woken:
+                    turn.acquire()  # called at that moment
+                self._coming = False
+
+    def _look_out(self, turn: threading.Lock) -> Hashable | None:
+        """A lane, when nobody has come for one for `LOOKS` looks on end; ``None`` when none is waiting any more."""
+        seen, looks = -1, 0
+        while True:
+            with self._lock:
+                looks = looks + 1 if seen == self._taken else 0
+                seen = self._taken
+                if looks >= self.LOOKS or not self._ready or self._busy < self.AT_ONCE:
+                    self._looking = False
+                    return self._take(blocked=True)
+            turn.acquire(timeout=self.LOOK_SECONDS)  # nobody calls a lookout: it is a wait, and no more
 
     def drain(self, timeout: float | None = None) -> bool:
         """Waits until every job that was submitted has run. False when *timeout* seconds passed first."""
         with self._lock:
-            return self._all_done.wait_for(lambda: not self._jobs, timeout)
+            return self._all_done.wait_for(lambda: not self._queues, timeout)
 
     def close(self) -> None:
         """Takes no more jobs; those submitted are still run. Idempotent."""
         with self._lock:
             self._closed = True
-            self._work_ready.notify_all()
+            while self._idle:
+                self._idle.pop().release()
 
 
 class EventStream:

@@ -6,10 +6,10 @@ cleaned, so that in the listener the id is free.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from libctrd._log import log
 from libctrd.errors import CtrdError
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from libctrd.client import Client
     from libctrd.container import Container
     from libctrd.process import Process
-
-log = logging.getLogger("libctrd")
 
 
 def handle(client: Client, container: Container, event: Event) -> None:
@@ -37,10 +35,10 @@ def handle(client: Client, container: Container, event: Event) -> None:
                 with client._locked(container.id):
                     container._changes.wake(change)
 
-            client._report(container, StateInfo(change, at=client._now()), wake)
+            client._report(container.id, StateInfo(change, at=client._now()), wake)
         elif event.type == "oom":
             container._oom_killed = True
-            client._report(container, StateInfo("oom", oom_killed=True, at=client._now()))
+            client._report(container.id, StateInfo("oom", oom_killed=True, at=client._now()))
         else:
             log.debug("event %s of container %s is none that is handled", event.type, event.id)
 
@@ -53,8 +51,13 @@ def overheard(client: Client, event: Event) -> None:
         at, code, oom_killed = status.exited_at or at, status.code, status.oom_killed
         if event.process != INIT:
             kind = "exit-process"
-    info = StateInfo(kind, event.pid, event.process, code, oom_killed, at)
-    client._lanes.submit(("report", event.id), lambda: client._report_now(event.id, info, lambda: None))
+
+    def report() -> None:
+        # A pid is asked for here, in the container's lane, where that holds up no other container's events.
+        pid = event.pid or event.find_pid()
+        client._report_now(event.id, StateInfo(kind, pid, event.process, code, oom_killed, at), None)
+
+    client._lanes.submit(("report", event.id), report)
 
 
 def ended(client: Client, container: Container, status: ExitStatus) -> None:
@@ -125,7 +128,7 @@ def _tell_process_exit(
     client: Client, container: Container, name: str, status: ExitStatus, then: Callable[[], None] = lambda: None
 ) -> None:
     at = status.exited_at or client._now()
-    client._report(container, StateInfo("exit-process", 0, name, status.code, container._oom_killed, at), then)
+    client._report(container.id, StateInfo("exit-process", 0, name, status.code, container._oom_killed, at), then)
 
 
 def _finish(client: Client, container: Container, status: ExitStatus) -> None:
@@ -151,4 +154,4 @@ def _finish(client: Client, container: Container, status: ExitStatus) -> None:
             init._notified.set()
 
     at = status.exited_at or client._now()
-    client._report(container, StateInfo("exit", 0, INIT, status.code, container._oom_killed, at), told)
+    client._report(container.id, StateInfo("exit", 0, INIT, status.code, container._oom_killed, at), told)

@@ -6,12 +6,11 @@ The rule is containerd's: letters and digits with single ``.``, ``_`` or ``-`` b
 from __future__ import annotations
 
 import os
-import re
 
 from libctrd.errors import InvalidArgumentError
 
 MAX_LENGTH = 76
-_PATTERN = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")
+_SEPARATORS = str.maketrans("._", "--")
 
 
 def check(name: str, what: str = "container id") -> str:
@@ -25,7 +24,7 @@ def check(name: str, what: str = "container id") -> str:
         raise InvalidArgumentError(
             f"{what} {name[:24]!r}… has {len(name)} characters, {MAX_LENGTH} are allowed: choose a shorter one"
         )
-    if not _PATTERN.match(name):
+    if not name.isascii() or not all(map(str.isalnum, name.translate(_SEPARATORS).split("-"))):
         raise InvalidArgumentError(
             f"{what} {name!r} is not valid: use ASCII letters and digits with single '.', '_' or '-' between them"
         )

@@ -7,9 +7,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from libctrd._checks import advice, bytes_of
+from libctrd._checks import advice, bytes_of, needs_linux
 from libctrd._proc import lib
-from libctrd._system import needs_linux
 from libctrd.errors import from_errno
 
 MOVED_TO: Final = 0x80

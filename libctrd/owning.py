@@ -19,7 +19,7 @@ import struct
 import threading
 import zlib
 
-from libctrd import _system
+from libctrd import _checks
 from libctrd.engine.base import Record
 from libctrd.errors import AlreadyExistsError, from_os_error
 
@@ -31,7 +31,7 @@ _lock = threading.Lock()  # guards both
 def shared_file() -> str:
     """Where the file lies: by user, for only one who may open a container's fifos can be its reader."""
     if os.geteuid() == 0:
-        return os.path.join(_system.RUN, "ctrd.readers")
+        return os.path.join(_checks.RUN, "ctrd.readers")
     return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"ctrd-{os.geteuid()}.readers")
 
 
@@ -60,7 +60,7 @@ class Owners:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        opened = _open if _system.LINUX else _open_once
+        opened = _open if _checks.LINUX else _open_once
         try:
             self._fd = opened(shared_file())
         except OSError:  # a system without a /run to write to, say: then all clients of that directory meet here
@@ -93,7 +93,7 @@ class Owners:
         name = os.fsencode("\0".join((self._root, record.id, record.created_at.isoformat(), process)))
         place = (zlib.crc32(name) & 0x7FFFFFFF) << 32 | zlib.adler32(name)
         try:
-            if _system.LINUX:
+            if _checks.LINUX:
                 fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0))
             else:
                 self._set_of_process(kind, place)
@@ -123,7 +123,7 @@ class Owners:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
-        if _system.LINUX:
+        if _checks.LINUX:
             os.close(fd)
             return
         with _lock:

@@ -14,11 +14,10 @@ import select
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from libctrd._checks import INT_MAX, advice, bytes_of, check, fd_of, pid_of
+from libctrd._checks import INT_MAX, advice, bytes_of, check, fd_of, needs_linux, pid_of
 from libctrd._proc import ffi, lib
 from libctrd._signals import signal_name, signal_number
 from libctrd._spawn import spawn
-from libctrd._system import needs_linux
 from libctrd.errors import DeadlineError, NotFoundError, UnavailableError, from_errno, from_os_error
 
 if TYPE_CHECKING:
@@ -228,7 +227,7 @@ def boot_id() -> str:
     needs_linux("boot_id")
     path = "/proc/sys/kernel/random/boot_id"
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except OSError as error:
         raise from_os_error(error, f"read {path!r}", "check that /proc is mounted") from error

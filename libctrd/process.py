@@ -6,12 +6,12 @@ It holds no lock of its own: everything is changed under the container's.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from typing import TYPE_CHECKING
 
 from libctrd import proc, stdio
 from libctrd._checks import terminal_size
+from libctrd._log import log
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import Stdin
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from libctrd.fifo import Fifo
     from libctrd.stdio import Callback, Choice, Stdio
 
-log = logging.getLogger("libctrd")
 
+_SIGKILL = 9
 DETACH_SECONDS = 1.0
 """How long `Process.detach` may take to deliver what was printed by then."""
 
@@ -108,6 +108,10 @@ class Process:
         with container._client._locked(container.id):
             self._require_running()
             container._client._engine.signal(container.id, self.name, number)
+            if number == _SIGKILL:
+                from libctrd import unread  # not at every start
+
+                unread.throw_away(container, self.name)
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of its terminal, in characters (C20)."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import math
 import os
 import select
@@ -18,10 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from libctrd import _system
+from libctrd import _checks
+from libctrd._log import log
 from libctrd.errors import from_os_error
-
-log = logging.getLogger("libctrd")
 
 
 class Timer:
@@ -46,7 +44,7 @@ class _Waker:
     """What wakes a thread that waits for ``fd`` among others: an eventfd on Linux, elsewhere a pipe."""
 
     def __init__(self) -> None:
-        if _system.LINUX:
+        if _checks.LINUX:
             self.fd = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         else:
             self.fd, self._write = os.pipe()
@@ -116,7 +114,7 @@ class Reactor:
         self._thread: threading.Thread | None = None
         try:
             self._waker = _Waker()
-            self._poller = select.epoll() if _system.LINUX else _Poll(self._waker.wake)
+            self._poller = select.epoll() if _checks.LINUX else _Poll(self._waker.wake)
         except OSError as error:
             raise from_os_error(error, "make the descriptors that events are waited for with (epoll, pipe)") from error
         self._poller.register(self._waker.fd, select.POLLIN)

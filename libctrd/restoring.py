@@ -7,12 +7,12 @@ not to live on is waited for without it, for that end must be handled.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from typing import TYPE_CHECKING, Final
 
 from libctrd import attaching, handling
+from libctrd._log import log
 from libctrd.container import Container
 from libctrd.engine.base import ProcessSnapshot, Snapshot
 from libctrd.errors import (
@@ -30,7 +30,6 @@ from libctrd.stdio import path as fifo_path
 if TYPE_CHECKING:
     from libctrd.client import Client
 
-log = logging.getLogger("libctrd")
 
 LOOK_SECONDS = 0.1
 """How often the exit of a container that has ended is looked for, when an engine keeps an earlier event of it (C22)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from libctrd._checks import one_line
+from libctrd._log import log
 from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
@@ -24,7 +24,6 @@ from libctrd.stdio import path as fifo_path
 if TYPE_CHECKING:
     from libctrd.container import Container
 
-log = logging.getLogger("libctrd")
 
 _SIGKILL = 9
 
@@ -142,6 +141,9 @@ def add(
         process.streams.close()
         with contextlib.suppress(NotFoundError):  # it has ended by itself
             client._engine.signal(container.id, name, _SIGKILL)
+        from libctrd import unread  # the rare case
+
+        unread.throw_away(container, name)
         raise
     return process
 

@@ -1,6 +1,7 @@
 """The records that libctrd hands out: how a container ended, what happened to one, what is known of one. Data only."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
+from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
 
@@ -12,6 +13,9 @@ INIT = "init"
 UNKNOWN_EXIT = 255
 """The code that is reported when nobody can know the true one (C22)."""
 
+KILLED_EXIT = 128 + 9
+"""The code of a process that was sent SIGKILL, for that its shim was killed."""
+
 Status = Literal["created", "running", "paused", "stopped"]
 
 EventType = Literal["start-container", "start-process", "pause", "resume", "oom", "exit", "exit-process", "restore"]
@@ -22,7 +26,8 @@ class ExitStatus(Struct, frozen=True):
 
     ``code`` is its exit code, or 128 + N when signal N killed it. ``oom_killed`` tells that the kernel killed a
     process of the container for want of memory (children of ``init`` count too). ``exited_at`` is the time of the
-    end, in UTC. ``known`` is false when nobody could see the true code: ``code`` is 255 then, and no promise.
+    end, in UTC. ``known`` is false when nobody could see the true code: ``code`` is 255 then, and no promise
+    (or 137 from a server of containerd 0.2's API, which ends a container whose shim was killed).
     """
 
     code: int
@@ -32,13 +37,18 @@ class ExitStatus(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """What an engine tells of a container: raw, before the contract's rules were applied (C10)."""
+    """What an engine tells of a container: raw, before the contract's rules were applied (C10).
+
+    ``find_pid`` is for the start of a process whose ``pid`` did not come with the event: it asks for it, which may take
+    a while, and gives 0 when it cannot be known, for the process has ended.
+    """
 
     id: str
     type: EventType
     process: str = INIT
     status: ExitStatus | None = None
     pid: int = 0
+    find_pid: Callable[[], int] = lambda: 0
 
 
 class CPU(Struct, frozen=True):

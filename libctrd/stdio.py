@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import enum
 import io
-import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
-from libctrd import _system, reactor, relay
+from libctrd import _checks, reactor, relay
 from libctrd._checks import fd_of
+from libctrd._log import log
 from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
 from libctrd.fifo import Fifo, growing_is_free, open_fifo
 
-log = logging.getLogger("libctrd")
-
-STDERR_WITH_TERMINAL = _system.ILLUMOS
+STDERR_WITH_TERMINAL = _checks.ILLUMOS
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""
 
 DISCARD_SECONDS = 3.0
@@ -32,6 +30,7 @@ GROWN = 1 << 20
 
 STREAMS = ("stdin", "stdout", "stderr")
 """The names of the three, in their order."""
+OUTPUTS = STREAMS[1:]
 
 
 class Choice(enum.Enum):
@@ -117,6 +116,14 @@ def path(directory: str, process: str, stream: str) -> str:
     return os.path.join(directory, f"{process}-{stream}")
 
 
+def fifos_in(directory: str) -> set[str]:
+    """The names of the processes that have fifos in the container's directory; none when that is not there."""
+    try:
+        return {name.rpartition("-std")[0] for name in os.listdir(directory) if "-std" in name} - {""}
+    except OSError:
+        return set()
+
+
 def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = True) -> IOPipe:
     """Opens a process's three fifos in *directory* without waiting for a peer (C13).
 
@@ -168,14 +175,14 @@ def remove_fifos(directory: str, process: str) -> None:
         _remove(path(directory, process, stream))
 
 
-def discard_fifos(directory: str, process: str = "init") -> list[relay.Pump]:
+def discard_fifos(directory: str, process: str = "init", streams: Iterable[str] = OUTPUTS) -> list[relay.Pump]:
     """Drains a process's stdout and stderr in the background until their end, so that it never blocks on writing (C12).
 
     They are not created. The other sides have 3 seconds in all to appear. One that cannot be opened is a logged
-    warning, and the other is drained all the same. Returns what drains them, at once.
+    warning, and the other is drained all the same. *streams* names only one of them. Returns what drains them, at once.
     """
     pumps = []
-    for stream in ("stdout", "stderr"):
+    for stream in streams:
         where = path(directory, process, stream)
         try:
             pumps.append(relay.discard(open_fifo(where, os.O_RDONLY | os.O_NONBLOCK)))
@@ -281,6 +288,7 @@ class Streams:
         self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self._stdin_pump: relay.Pump | None = None
+        self._given_up: set[str] = set()
 
     def names(self) -> list[str]:
         """Which fifos there are: of ``stdin``, ``stdout`` and ``stderr``."""
@@ -313,6 +321,13 @@ class Streams:
     def read_by_caller(self) -> bool:
         """Does the caller read some of the output himself?"""
         return any(isinstance(fifo, Fifo) and not fifo.closed for fifo in (self.pipe.stdout, self.pipe.stderr))
+
+    @property
+    def let_go(self) -> set[str]:
+        """The outputs that this process had an end of and takes nothing from any more, though it may not have ended."""
+        ends = {"stdout": self.pipe.stdout, "stderr": self.pipe.stderr}
+        had = {name for name, end in ends.items() if isinstance(end, Fifo) and end.closed}
+        return had - {*self.delivering, *self.captured} | had & self._given_up  # what the relay has is closed for us
 
     def _grow(self) -> None:
         if growing_is_free():  # what the caller reads himself; the relay grows what it moves
@@ -367,6 +382,7 @@ class Streams:
 
     def close(self) -> None:
         """Closes everything at once: the start has failed."""
+        self._given_up.update(OUTPUTS)
         for pump in self.all_pumps():
             pump.cancel()
         if isinstance(self.pipe.stdin, Stdin):
@@ -375,6 +391,7 @@ class Streams:
 
     def give_up(self) -> None:
         """What goes to a descriptor of the caller's is not delivered any more: whoever reads there may never go on."""
+        self._given_up.update(self.delivering)
         for pump in self.delivering.values():
             pump.cancel()
 

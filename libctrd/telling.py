@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
+from libctrd._log import log
 from libctrd.errors import InvalidArgumentError
 from libctrd.events import EventStream, Lanes, Listener
 
 if TYPE_CHECKING:
-    from libctrd.container import Container
     from libctrd.state import StateInfo
-
-log = logging.getLogger("libctrd")
 
 
 class Telling:
@@ -71,11 +69,11 @@ class Telling:
         """Is the calling thread just telling a listener of that container?"""
         return getattr(self._telling, "id", None) == id
 
-    def _report(self, container: Container, info: StateInfo, then: Callable[[], None] = lambda: None) -> None:
+    def _report(self, id: str, info: StateInfo, then: Callable[[], None] | None = None) -> None:
         """Queues a report. *then* follows it, whether or not a listener failed (C11)."""
-        self._lanes.submit(("report", container.id), lambda: self._report_now(container.id, info, then))
+        self._lanes.submit(("report", id), partial(self._report_now, id, info, then))
 
-    def _report_now(self, id: str, info: StateInfo, then: Callable[[], None]) -> None:
+    def _report_now(self, id: str, info: StateInfo, then: Callable[[], None] | None) -> None:
         self._telling.id = id
         try:
             for stream in self._streams:
@@ -87,7 +85,8 @@ class Telling:
                     log.exception("a listener failed on %s of container %s", info.type, id)
         finally:
             self._telling.id = None
-            then()
+            if then is not None:
+                then()
 
     @staticmethod
     def _now() -> datetime:

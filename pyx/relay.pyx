@@ -11,7 +11,6 @@ here, the classes and the functions that make them.
 """
 
 import atexit
-import logging
 import os
 import threading
 
@@ -27,6 +26,7 @@ from libctrd.fifo cimport Fifo, peer_dispatch, peer_fd, open_held, peer_unwatch,
 from libctrd.posix cimport *
 from libctrd.system cimport *
 
+from libctrd._log import log as logger
 from libctrd.errors import (
     CancelledError,
     DeadlineError,
@@ -36,7 +36,6 @@ from libctrd.errors import (
 )
 
 globals()["PORTABLE"] = bool(PORTABLE)    # to be asked by Python too: which build is this?
-logger = logging.getLogger(__name__)
 cdef bint stopped = False       # the interpreter is at its end: no Python is called any more
 
 include "pumps.pxi"

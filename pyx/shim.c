@@ -12,11 +12,15 @@
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
  *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --stdin, --stdout, --stderr FIFO;
- *     --restore DIR of a checkpoint to go on from;
+ *     --restore DIR of a checkpoint to go on from; --cgroup PATH, when its cgroups are all that the runtime leaves;
  *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves,
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
- *     a the starter reads its output himself, as if he had said "attach"
+ *     a the starter reads its output himself, as if he had said "attach",
+ *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
+ *     g pipes may grow: nobody's share is used up by that,
+ *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
+ *     (--keep instead of all that: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -28,7 +32,7 @@
  *   resize W H [NAME]     ok | error ERRNO
  *   fds [NAME]     fds LETTERS, with SCM_RIGHTS         the client's ends: i stdin, o stdout, e stderr
  *   attach         ok                                   this connection is a reader: nothing is drained while it lasts
- *   pause, resume  ok | failed CODE TEXT                after the event
+ *   pause, resume  ok | failed CODE TEXT | error ERRNO  after the event; EALREADY: it is so already
  *   exec           started PID | failed CODE TEXT | error ERRNO [CALL WHAT]    with fields, each behind a NUL: name, token,
  *                  flags, the three fifos. The document of the process is exec-TOKEN.json in the state directory
  *   cancel TOKEN, cancel-now TOKEN  ok                  that process is not wanted any more; now: its start hangs
@@ -36,18 +40,18 @@
  *   processes      processes, a line each
  *   call TOKEN     ok | failed CODE TEXT                the runtime with the words that stand in call-TOKEN, each before a NUL
  *   delete         ok | failed CODE TEXT | error ERRNO  of a stopped container; the shim ends with it
- *   end            ok | error ERRNO                     like delete, when the caller has removed what the runtime left
+ *   end            ok | error ERRNO                     like delete, without the runtime; EBUSY when that is needed
  *   undo           ok                                   ends it whatever its state, a start too: kill, delete, the end
  * The starter (descriptor 3) watches from the beginning; it hears "started PID" or "failed CODE TEXT" first.
  */
 #include "shim.h"
 
 struct options opt;
-struct peer peers[MAX_PEERS];
+struct peer peers[MAX_PEERS] APART;
 int peer_count;
 bool ending;
-char packet[PACKET];
-static int listener = -1, signals = -1;
+char packet[PACKET] APART;
+int listener = -1, signals = -1;
 
 /* ---- messages -------------------------------------------------------------------------------------------------------- */
 
@@ -64,6 +68,8 @@ void drop_peer(int i)
 	peers[i] = (struct peer){.fd = -1};
 	if (runtime.peer == i)
 		runtime.peer = -1;
+	if (i == 0)
+		forget_sealed();
 	for (int k = 1; k < process_count; k++)
 		if (processes[k].starter == i)
 			processes[k].starter = -1; /* it goes on without one */
@@ -187,10 +193,14 @@ static void run_wanted(void)
 			spawn_runtime(UNDO, i);
 		else if (INIT->state == STARTING || (op == DELETE || op == END) != (INIT->state == STOPPED))
 			say_errno(i, op == DELETE || op == END ? EBUSY : ESRCH);
+		else if (op == END && !remove_cgroups())
+			say_errno(i, EBUSY);
 		else if (op == END)
 			ending = true, say(i, "ok");
 		else if (op == PAUSE && INIT->doomed)
 			say_errno(i, ESRCH); /* frozen by cgroup v1, it would take no SIGKILL, and whoever sent it would wait */
+		else if (is_so_already(op))
+			say_errno(i, EALREADY);
 		else
 			spawn_runtime(op, i);
 	}
@@ -218,7 +228,7 @@ static const char *maybe_after(const char *text, const char *word)
 
 static void request(int i)
 {
-	static char text[REQUEST];
+	static char text[REQUEST] APART;
 	const char *rest;
 	char *numbers;
 	struct process *p;
@@ -327,65 +337,19 @@ static void answer_the_last(void)
 			say(i, INIT->record);
 }
 
-/* ---- set-up ---------------------------------------------------------------------------------------------------------- */
-
-static void set_up(void)
-{
-	sigset_t all, child;
-	const char *failed = "";
-
-	syscall(SYS_close_range, STATE_FD + 1, ~0U, 0); /* ENOSYS before Linux 5.9: the starter passed only ours anyway */
-	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
-	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
-	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
-
-	strcpy(INIT->name, "init");
-	strcpy(INIT->io.tty_name, TTY_NAME);
-	INIT->io.terminal = opt.terminal;
-	INIT->starter = INIT->record_fd = -1;
-	no_streams(&INIT->io);
-
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	if ((signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
-		die("signalfd", "SIGCHLD");
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
-		die("prctl", "PR_SET_CHILD_SUBREAPER");
-	if ((null_fd = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
-		die("open", "/dev/null");
-	if (fchdir(STATE_FD) < 0)
-		die("fchdir", opt.state);
-
-	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
-		return;
-	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
-		die("write", RECORD_TEMP);
-	if (opt.unattended == LOG &&
-	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
-		die("open", opt.log);
-	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
-		die("open", failed);
-	if ((listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET)) < 0)
-		die("bind", SOCKET_NAME);
-	if (opt.terminal && (INIT->io.tty_listener = listen_at(TTY_NAME, SOCK_STREAM)) < 0)
-		die("bind", TTY_NAME);
-	unlinkat(STATE_FD, PID_NAME, 0); /* a stale one would be believed */
-}
-
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
-static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16]; /* terminals, two outputs and the like besides the peers */
+/* Terminals, two outputs and the like besides the peers. */
+static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16] APART;
 static nfds_t poll_count;
 
 /* Adds a descriptor to the next poll when there is one; returns where its answer will stand, -1 for none. */
-static int want(int fd, short events)
+static short want(int fd, short events)
 {
 	if (fd < 0)
 		return -1;
 	polls[poll_count] = (struct pollfd){.fd = fd, .events = events};
-	return (int)poll_count++;
+	return (short)poll_count++;
 }
 
 static short answer(int at)
@@ -394,14 +358,14 @@ static short answer(int at)
 }
 
 /* A buffer with bytes in it waits for room, an empty one for bytes. */
-static int want_pump(struct pipe_buffer *b)
+static short want_pump(struct pipe_buffer *b)
 {
 	if (b->to < 0)
 		return -1;
 	return b->start < b->end ? want(b->to, POLLOUT) : want(b->from, POLLIN);
 }
 
-static void terminal_turn(struct streams *io, const int at[3])
+static void terminal_turn(struct streams *io, const short at[3])
 {
 	if (answer(at[0]))
 		receive_terminal(io);
@@ -418,7 +382,8 @@ static void terminal_turn(struct streams *io, const int at[3])
 
 static void turn(void)
 {
-	int at_peer[MAX_PEERS], at_tty[MAX_PROCESSES][3], at_out[2] = {-1, -1}, busy = 0, processes_then = process_count;
+	short at_peer[MAX_PEERS], at_tty[MAX_PROCESSES][3], at_out[2] = {-1, -1};
+	int busy = 0, processes_then = process_count;
 	bool draining = opt.unattended != HOLD && !somebody_reads();
 
 	poll_count = 0;
@@ -469,6 +434,15 @@ static void turn(void)
 	remove_if_done();
 }
 
+/* What the start has used of the stack is given back: the kernel has it anew when it is used again. */
+static void give_back_stack(void)
+{
+	enum { PAGE = 4096, DEEPEST = 16 * PAGE };
+	char *top = (char *)((size_t)__builtin_frame_address(0) & ~(size_t)(PAGE - 1)) - PAGE;
+
+	madvise(top - DEEPEST, DEEPEST, MADV_DONTNEED);
+}
+
 int main(int argc, char **argv)
 {
 	parse(argc, argv);
@@ -476,8 +450,12 @@ int main(int argc, char **argv)
 	if (!opt.undo)
 		flock(STATE_FD, LOCK_UN); /* whoever waits to remove it finds our socket */
 	spawn_runtime(opt.undo ? UNDO : START, 0);
-	while (!ending)
+	while (!ending) {
+		enum state before = INIT->state;
 		turn();
+		if (before == STARTING && INIT->state != STARTING)
+			give_back_stack();
+	}
 	if (opt.undo)
 		return 0;
 	unlinkat(STATE_FD, SOCKET_NAME, 0);
@@ -485,5 +463,6 @@ int main(int argc, char **argv)
 	if (INIT->state == STARTING)
 		unmark();
 	answer_the_last();
+	flush_terminals();
 	return 0;
 }

@@ -2,11 +2,12 @@
  * What the parts of ctrd-shim share: its state, all of it static, and what each part offers the others.
  *
  *   shim.c          the peers and their requests, the loop
- *   shim_options.c  the command line
+ *   shim_options.c  the command line, and the set-up
  *   shim_runtime.c  the OCI runtime, its children, the exit and its record
  *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
  *   shim_stdio.c    fifos, terminals, output that nobody reads
+ *   shim_keep.c     a process of its own: what is unread of containers that are gone
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,6 +23,7 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -34,8 +36,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STARTER_FD = 3, STATE_FD = 4, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
+enum { STARTER_FD = 3, STATE_FD = 4, SEALED_FD = 5, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
 enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
+/* Where tables and buffers lie: apart from all that is small, so that a shim at rest has touched few pages of memory. */
+#define APART __attribute__((section(".bss.tables")))
+
 enum op { NOTHING, START, PAUSE, RESUME, DELETE, END, KILL_ALL, UNDO, EXEC, CALL };
 enum state { STARTING, RUNNING, PAUSED, STOPPED };
 enum unattended { HOLD, DISCARD, LOG };
@@ -46,13 +51,14 @@ enum unattended { HOLD, DISCARD, LOG };
 #define RECORD_TEMP "exit.tmp"
 #define PID_NAME "pid"
 #define LOG_NAME "runtime.log"
+#define KEEPER_NAME "keep.sock"
 
 /* What the command line said. */
 struct options {
-	const char *id, *state, *bundle, *root, *memory, *log, *restore, *stdio[3];
+	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended;
+	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
 	enum unattended unattended;
 };
 extern struct options opt;
@@ -61,7 +67,7 @@ extern struct options opt;
 struct pipe_buffer {
 	int from, to; /* -1: closed */
 	size_t start, end;
-	char bytes[BLOCK];
+	char *bytes; /* BLOCK of them */
 };
 
 /* Our ends of a process's fifos, the ends that the runtime takes over, and its terminal. -1: none. */
@@ -98,6 +104,12 @@ struct runtime {
 };
 extern struct runtime runtime;
 
+/* A directory that is being read. Its first use is with all zero. */
+struct entries {
+	long size, at;
+	char block[BLOCK] __attribute__((aligned(8)));
+};
+
 struct peer {
 	int fd; /* -1: free */
 	bool watches, reads;
@@ -105,6 +117,7 @@ struct peer {
 	int number;	   /* of the signal, for KILL_ALL */
 	char token[TOKEN]; /* of the file with the runtime's words, for CALL */
 };
+extern int listener, signals;
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
 
@@ -124,6 +137,7 @@ _Noreturn void die(const char *call, const char *what);
 
 /* shim_options.c */
 void parse(int argc, char **argv);
+void set_up(void);
 
 /* shim_runtime.c */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);
@@ -133,9 +147,13 @@ void spawn_runtime(enum op op, int peer);
 void reap(void);
 void remove_if_done(void);
 void look_for_oom(void);
+bool remove_cgroups(void);
+void forget_sealed(void);
 void settle_init(void);
+bool is_so_already(enum op op);
 
 /* shim_children.c */
+const char *next_entry(int dir, struct entries *in);
 pid_t read_pid(const char *name);
 bool is_ours(pid_t pid);
 bool was_reaped(pid_t pid, int *status);
@@ -166,6 +184,11 @@ void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);
+void flush_terminal(struct streams *io);
+void flush_terminals(void);
+
+/* shim_keep.c */
+_Noreturn void keep_unread(void);
 
 /* Both parts that write a record: the room for it before the process starts, so that a full disk cannot lose an exit. */
 int make_record(const char *name);

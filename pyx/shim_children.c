@@ -10,7 +10,7 @@ enum { MAX_STRAYS = 4 * MAX_PROCESSES };
 static struct stray {
 	pid_t pid;
 	int status;
-} strays[MAX_STRAYS];
+} strays[MAX_STRAYS] APART;
 static unsigned stray_count;
 
 /* The pid that the runtime left in a file; 0 when there is none. */
@@ -57,6 +57,27 @@ bool is_ours(pid_t pid)
 	return false;
 }
 
+/* The next name in a directory, NULL at its end. opendir(3) would take memory from a heap. */
+const char *next_entry(int dir, struct entries *in)
+{
+	struct entry { /* of getdents64(2) */
+		unsigned long long inode, offset;
+		unsigned short size;
+		unsigned char type;
+		char name[];
+	} *found;
+
+	if (in->at >= in->size) {
+		in->at = 0;
+		in->size = syscall(SYS_getdents64, dir, in->block, sizeof in->block);
+		if (in->size <= 0)
+			return NULL;
+	}
+	found = (struct entry *)(in->block + in->at);
+	in->at += found->size;
+	return found->name;
+}
+
 /*
  * Kills every child there is, and theirs as they become ours, and reaps them: what a runtime that ended in the middle of a
  * start has left, a helper above all, which would go on to make cgroups and files after everything was removed. Each turn
@@ -65,24 +86,17 @@ bool is_ours(pid_t pid)
  */
 void end_children(void)
 {
-	static char block[BLOCK] __attribute__((aligned(8)));
-	struct entry { /* of getdents64(2) */
-		unsigned long long inode, offset;
-		unsigned short size;
-		unsigned char type;
-		char name[];
-	};
 	int killed, status;
 
 	do {
 		int dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		struct entries in = {0};
 		killed = 0;
-		for (long n, at; dir >= 0 && (n = syscall(SYS_getdents64, dir, block, sizeof block)) > 0;)
-			for (at = 0; at < n; at += ((struct entry *)(block + at))->size) {
-				pid_t pid = (pid_t)strtol(((struct entry *)(block + at))->name, NULL, 10);
-				if (pid > 1 && parent_of(pid) == getpid())
-					killed += kill(pid, SIGKILL) == 0;
-			}
+		for (const char *name; dir >= 0 && (name = next_entry(dir, &in));) {
+			pid_t pid = (pid_t)strtol(name, NULL, 10);
+			if (pid > 1 && parent_of(pid) == getpid())
+				killed += kill(pid, SIGKILL) == 0;
+		}
 		close_fd(&dir);
 	} while (killed > 0 && (waitpid(-1, &status, 0) > 0 || errno == EINTR));
 }

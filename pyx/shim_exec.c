@@ -1,7 +1,7 @@
 /* ctrd-shim, fourth part: further processes. Each is started by a runtime of its own, side by side with the others. */
 #include "shim.h"
 
-struct process processes[MAX_PROCESSES];
+struct process processes[MAX_PROCESSES] APART;
 int process_count = 1;
 static unsigned long long ends;
 
@@ -73,7 +73,7 @@ void start_process(int peer, const char *text, size_t size)
 {
 	const char *fields[6], *at = text + strlen(text);
 	static const int quiet[3] = {-1, -1, -1};
-	static char document[PATH_MAX], pid[PATH_MAX];
+	static char document[PATH_MAX] APART, pid[PATH_MAX] APART;
 	const char *verb[16], *failed = "";
 	char console[64];
 	int n = 0, number, slot;
@@ -259,15 +259,17 @@ void forget_process(int peer, const char *name)
 		say_errno(peer, EBUSY);
 		return;
 	}
-	if (p && p != INIT)
+	if (p && p != INIT) {
+		flush_terminal(&p->io);
 		release(p);
+	}
 	say(peer, "ok");
 }
 
 /* Each in a line: its name, pid (0: it has ended), whether it has a terminal, and of an end what was announced. */
 void list_processes(int peer)
 {
-	static char list[LIST];
+	static char list[LIST] APART;
 	int n = snprintf(list, sizeof list, "processes\n");
 
 	for (int i = 1; i < process_count; i++) {

@@ -1,4 +1,4 @@
-/* ctrd-shim, fifth part: its command line. What the options mean stands at the top of shim.c. */
+/* ctrd-shim, fifth part: its command line, whose options are explained at the top of shim.c, and what is set up by it. */
 #include "shim.h"
 
 static void usage(const char *what)
@@ -11,6 +11,8 @@ void parse(int argc, char **argv)
 {
 	int i = 1;
 
+	if (argc > 1 && strcmp(argv[1], "--keep") == 0) /* what follows is for those who look at the processes of a host */
+		keep_unread();
 	for (; i + 1 < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i += 2) {
 		const char *name = argv[i], *value = argv[i + 1];
 		if (strcmp(name, "--state") == 0)
@@ -21,6 +23,8 @@ void parse(int argc, char **argv)
 			opt.root = value;
 		else if (strcmp(name, "--memory-cgroup") == 0)
 			opt.memory = value;
+		else if (strcmp(name, "--cgroup") == 0)
+			opt.cgroup = value;
 		else if (strcmp(name, "--log") == 0)
 			opt.log = value, opt.unattended = LOG;
 		else if (strcmp(name, "--restore") == 0)
@@ -39,6 +43,9 @@ void parse(int argc, char **argv)
 			opt.undo = strchr(value, 'x') != NULL;
 			opt.auto_remove = strchr(value, 'r') != NULL;
 			opt.attended = strchr(value, 'a') != NULL;
+			opt.sealed = strchr(value, 's') != NULL;
+			opt.grow = strchr(value, 'g') != NULL;
+			opt.flush = strchr(value, 'f') != NULL;
 			if (strchr(value, 'd') != NULL)
 				opt.unattended = DISCARD;
 		} else
@@ -52,4 +59,56 @@ void parse(int argc, char **argv)
 			usage("RUNTIME: more than 64 arguments");
 		opt.runtime[opt.runtime_argc++] = argv[i];
 	}
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------------------------------- */
+
+void set_up(void)
+{
+	sigset_t all, child;
+	const char *failed = "";
+
+	/* ENOSYS before Linux 5.9: the starter passed only ours anyway. */
+	syscall(SYS_close_range, (opt.sealed ? SEALED_FD : STATE_FD) + 1, ~0U, 0);
+	fcntl(STARTER_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(STATE_FD, F_SETFD, FD_CLOEXEC);
+	if (opt.sealed)
+		fcntl(SEALED_FD, F_SETFD, FD_CLOEXEC);
+	peers[peer_count++] = (struct peer){.fd = STARTER_FD, .watches = true, .reads = opt.attended};
+
+	strcpy(INIT->name, "init");
+	strcpy(INIT->io.tty_name, TTY_NAME);
+	INIT->io.terminal = opt.terminal;
+	INIT->starter = INIT->record_fd = -1;
+	no_streams(&INIT->io);
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	if ((signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+		die("signalfd", "SIGCHLD");
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+		die("prctl", "PR_SET_CHILD_SUBREAPER");
+	if ((null_fd = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
+		die("open", "/dev/null");
+	if (fchdir(STATE_FD) < 0)
+		die("fchdir", opt.state);
+
+	if (opt.undo) /* nobody is served, and the traces of the one that was killed are not touched */
+		return;
+	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
+		die("write", RECORD_TEMP);
+	if (opt.unattended == LOG &&
+	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
+		die("open", opt.log);
+	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
+		die("open", failed);
+	for (int i = 0; i < 2 && opt.grow; i++) /* what is drained moves several times as fast */
+		fcntl(INIT->io.out_read[i], F_SETPIPE_SZ, 1 << 20);
+	if ((listener = listen_at(SOCKET_NAME, SOCK_SEQPACKET)) < 0)
+		die("bind", SOCKET_NAME);
+	if (opt.terminal && (INIT->io.tty_listener = listen_at(TTY_NAME, SOCK_STREAM)) < 0)
+		die("bind", TTY_NAME);
+	unlinkat(STATE_FD, PID_NAME, 0); /* a stale one would be believed */
 }

@@ -5,6 +5,7 @@ struct runtime runtime = {.peer = -1};
 int oom_fd = -1, oom_control = -1;
 bool oom_is_v2, oom_killed;
 static bool removing, undone, init_over;
+static bool unsure; /* a pause or a resume has failed: whether it is frozen now, nobody knows */
 static int init_status;
 
 /* ---- the exit -------------------------------------------------------------------------------------------------------- */
@@ -27,6 +28,31 @@ void look_for_oom(void)
 		oom_killed = true;
 		announce("oom");
 	}
+}
+
+/*
+ * Removes the cgroups of a container that has ended, in every hierarchy: all that a runtime of a known kind leaves outside
+ * of our directory. To call the runtime for that costs half of a bare run of it again. False when there is something in
+ * one of them, or nobody said which they are: then the runtime has to.
+ */
+bool remove_cgroups(void)
+{
+	static const char top[] = "/sys/fs/cgroup";
+	char path[PATH_MAX];
+	int dir = opt.cgroup ? open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	bool gone = dir >= 0, unified = gone && faccessat(dir, "cgroup.controllers", F_OK, 0) == 0;
+	struct entries in = {0};
+
+	if (unified)
+		snprintf(path, sizeof path, "%s%s", top, opt.cgroup), gone = rmdir(path) == 0 || errno == ENOENT;
+	for (const char *name; gone && !unified && (name = next_entry(dir, &in));) {
+		if (name[0] == '.')
+			continue;
+		snprintf(path, sizeof path, "%s/%s%s", top, name, opt.cgroup);
+		gone = rmdir(path) == 0 || errno == ENOENT || errno == ENOTDIR;
+	}
+	close_fd(&dir);
+	return gone;
 }
 
 /* A file with the room for a record. -1 and errno when there is none. */
@@ -86,6 +112,7 @@ static void init_ended(int status)
 			drop_peer(i);
 	if (opt.kill_rest && runtime.pid == 0)
 		spawn_runtime(KILL_ALL, -1);
+	remove_cgroups(); /* while the listeners wake up. What is not empty yet is looked at again at the end */
 }
 
 /*
@@ -119,6 +146,28 @@ void say_failed(int i, int code, const char *log)
 	say(i, packet);
 }
 
+/* Is the sealed copy that of the runtime as it is by now? It may have been replaced long after the start. */
+static bool sealed_is_current(void)
+{
+	static struct stat first;
+	struct stat now;
+
+	if (!opt.sealed || stat(opt.runtime[0], &now) < 0)
+		return false;
+	if (first.st_ino == 0)
+		first = now;
+	return first.st_dev == now.st_dev && first.st_ino == now.st_ino && first.st_size == now.st_size &&
+	       first.st_mtim.tv_sec == now.st_mtim.tv_sec && first.st_mtim.tv_nsec == now.st_mtim.tv_nsec;
+}
+
+/* The copy is the starter's, and is not held longer than he is there: it has a size. */
+void forget_sealed(void)
+{
+	if (opt.sealed)
+		close(SEALED_FD);
+	opt.sealed = false;
+}
+
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
  *
@@ -133,13 +182,17 @@ static int enter_runtime(char **argv, const int stdio[3])
 	    (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ||
 	     mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555") < 0))
 		return errno;
-	for (int i = 0; i < 3; i++) /* our own descriptors are all above 4, so no source is overwritten */
+	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
 			return errno;
+	if (INIT->state == STARTING) /* should we be killed it must not go on to make a container, whose files are removed */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	close(STARTER_FD);
 	close(STATE_FD);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (sealed_is_current()) /* returns where a policy of the host lets only files be executed */
+		syscall(SYS_execveat, SEALED_FD, "", argv, environ, AT_EMPTY_PATH);
 	execv(argv[0], argv);
 	return errno;
 }
@@ -160,8 +213,7 @@ void leave_in(const char *log, const char *text)
  */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log)
 {
-	static char path[PATH_MAX];
-	char *argv[MAX_ARGS + 32];
+	char path[PATH_MAX], *argv[MAX_ARGS + 32];
 	int n = opt.runtime_argc;
 	volatile int failed = 0; /* written by the child, which shares our memory until it has called exec */
 	pid_t pid;
@@ -198,7 +250,7 @@ static const char *base_name(const char *path)
 /* What a client wants the runtime to be called with; returns how many words that are, *most* at most. */
 static int read_words(const char *token, const char *words[], int most)
 {
-	static char text[PACKET];
+	static char text[PACKET] APART;
 	char name[TOKEN + 8];
 	int n = 0, fd;
 	ssize_t size;
@@ -217,12 +269,11 @@ static int read_words(const char *token, const char *words[], int most)
 void spawn_runtime(enum op op, int peer)
 {
 	static const int quiet[3] = {-1, -1, -1};
-	static char pid[PATH_MAX];
 	static const char *const verbs[] = {[START] = "run",	 [PAUSE] = "pause",  [RESUME] = "resume",
 					    [DELETE] = "delete", [KILL_ALL] = "kill", [UNDO] = "delete",
 					    [CALL] = ""};
 	const char *verb[24];
-	char console[64], number[16];
+	char pid[PATH_MAX], console[64], number[16];
 	int n = 0;
 
 	verb[n++] = verbs[op];
@@ -365,6 +416,15 @@ void remove_if_done(void)
 	spawn_runtime(DELETE, -1);
 }
 
+/*
+ * What one runtime takes for granted another refuses, so it is said here, where the requests of all clients come one
+ * after another: of two who resume at once the second is told.
+ */
+bool is_so_already(enum op op)
+{
+	return !unsure && ((op == PAUSE && INIT->state == PAUSED) || (op == RESUME && INIT->state == RUNNING));
+}
+
 static void runtime_ended(int status)
 {
 	int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), peer = runtime.peer;
@@ -383,9 +443,11 @@ static void runtime_ended(int status)
 		undone = true;
 		ending = INIT->pid <= 0 || INIT->state == STOPPED; /* else its exit is told first: SIGKILL is on its way */
 	} else if (code != 0) {
+		unsure = unsure || op == PAUSE || op == RESUME;
 		say_failed(peer, code, LOG_NAME);
 	} else {
 		if (op == PAUSE || op == RESUME) {
+			unsure = false;
 			if (INIT->state != STOPPED)
 				INIT->state = op == PAUSE ? PAUSED : RUNNING;
 			announce(op == PAUSE ? "pause" : "resume");

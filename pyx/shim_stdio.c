@@ -3,13 +3,21 @@
 
 int null_fd = -1, log_fd = -1;
 
+/* Apart from the table of processes, whose every entry in use would else begin on pages of its own: most have no terminal. */
+static char blocks[MAX_PROCESSES][2][BLOCK] APART;
+
+/* That of a process in the table. */
 void no_streams(struct streams *io)
 {
+	size_t place = (size_t)((char *)io - (char *)processes) / sizeof *processes;
+
 	io->stdin_write = io->out_read[0] = io->out_read[1] = -1;
 	io->child_end[0] = io->child_end[1] = io->child_end[2] = -1;
 	io->tty_listener = io->master = -1;
 	io->tty_out.from = io->tty_out.to = io->tty_in.from = io->tty_in.to = -1;
 	io->tty_out.start = io->tty_out.end = io->tty_in.start = io->tty_in.end = 0;
+	io->tty_out.bytes = blocks[place][0];
+	io->tty_in.bytes = blocks[place][1];
 }
 
 /*
@@ -193,7 +201,7 @@ bool pump(struct pipe_buffer *b, bool readable)
 	ssize_t n;
 
 	if (b->start == b->end && readable) {
-		n = read(b->from, b->bytes, sizeof b->bytes);
+		n = read(b->from, b->bytes, BLOCK);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
 			return false; /* EIO from a terminal: every process has closed it */
 		b->start = 0;
@@ -206,6 +214,40 @@ bool pump(struct pipe_buffer *b, bool readable)
 		b->start += (size_t)n;
 	}
 	return true;
+}
+
+/*
+ * We let go of a terminal whose output is not all in its fifo: that is full. A process that stays behind writes the rest
+ * when there is room. It holds no reading end, so that it ends as soon as nobody is left who could read it: EPIPE.
+ */
+void flush_terminal(struct streams *io)
+{
+	struct pipe_buffer *b = &io->tty_out;
+
+	if (!opt.flush || b->to < 0 || b->from < 0 || fork() != 0)
+		return;
+	dup2(b->from, STARTER_FD);
+	dup2(b->to, STATE_FD);
+	b->from = STARTER_FD;
+	b->to = STATE_FD;
+	/* All else goes, above all the connection of who waits for our end; and we stand in a directory that is removed. */
+	if (syscall(SYS_close_range, STATE_FD + 1, ~0U, 0) < 0)
+		for (long fd = sysconf(_SC_OPEN_MAX); fd > STATE_FD; fd--)
+			close((int)fd);
+	if (chdir("/") < 0)
+		_exit(1);
+	do {
+		struct pollfd next = b->start < b->end ? (struct pollfd){b->to, POLLOUT, 0} : (struct pollfd){b->from, POLLIN, 0};
+		poll(&next, 1, -1);
+	} while (pump(b, true));
+	_exit(0);
+}
+
+void flush_terminals(void)
+{
+	for (int k = 0; k < process_count; k++)
+		if (processes[k].name[0])
+			flush_terminal(&processes[k].io);
 }
 
 /* Output that nobody reads: thrown away or written to the log, as the starter chose. False: its end. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class ApiPlace(Place):
         self.root = os.path.join(self._base, CONTAINERS)
         _places[self.root] = self
         self.argument = self.argument_as_passed = "--debug"
+        self.null_pipes = 2 if old else 0
 
     def watches(self, client: Client, id: str) -> bool:
         """See `Place.watches`."""
@@ -73,6 +75,11 @@ class OldContainerd(Served):
         need(os.path.join(self._programs, "containerd"), "containerd 0.2.9")
         command = [os.path.join(self._programs, "containerd"), "-l", f"unix://{self.socket}", "--state-dir", self.state]
         command += ["--shim", os.path.join(self._programs, "containerd-shim"), "--runtime", need_runtime("runc")]
+        command += ["--runtime-args", f"--root={self.top}/runc"]  # else all daemons share the ids of one
         with open(os.path.join(self.top, "log"), "wb") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log)
-        until(lambda: os.path.exists(self.socket), "the socket of containerd 0.2.9")
+        until(self._listens, "the socket of containerd 0.2.9")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as peer:
+            return peer.connect_ex(self.socket) == 0

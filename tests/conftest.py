@@ -20,6 +20,7 @@ from engine_kit import any_client, client, engine, need, pytest_generate_tests, 
 
 import libctrd
 from libctrd.client import Client
+from libctrd.engine import sealed
 
 # Fixtures of other files, and what chooses the engines of a test.
 __all__ = [
@@ -129,6 +130,13 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> str:
     (top / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/tmp:/bin/sh\n")
     top.chmod(0o755)
     return str(top)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sealed_runtime() -> None:
+    """The one copy of a runtime that a process keeps is there before any test counts what it has open."""
+    if (crun := shutil.which("crun")) is not None:
+        sealed.copy(crun)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ class Served:
         self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.channel = reach(self.socket)
+        self.made: list[Bundle] = []
 
     def start(self, *arguments: str) -> None:
         """Starts it, and returns once it serves."""
@@ -97,7 +99,16 @@ class Served:
         return [(event.type, event.id, event.pid, event.status) for event in events]
 
     def bundle(self, name: str, spec: dict[str, Any], fifos: bool = True) -> Bundle:
-        return Bundle(os.path.join(self.top, name), spec, fifos)
+        self.made.append(Bundle(os.path.join(self.top, name), spec, fifos))
+        return self.made[-1]
+
+    def take_away_fifos(self) -> None:
+        """As a client does in the end: what is still unread in them nobody will ever read, and nobody keeps it then."""
+        for bundle in self.made:
+            for fifo in bundle.fifos.values():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(fifo)
+        until(lambda: not keepers(self.state))
 
     def remove(self) -> None:
         self.channel.close()
@@ -111,6 +122,7 @@ class Bundle:
 
     def __init__(self, path: str, spec: dict[str, Any], fifos: bool) -> None:
         self.path = path
+        self.root = (spec.get("root") or {}).get("path", "")
         os.makedirs(path)
         with open(os.path.join(path, "config.json"), "w") as file:
             json.dump(spec, file)
@@ -126,6 +138,16 @@ class Bundle:
     def read(self, name: str) -> int:
         """Our end of a fifo that the container writes, before or after it has one."""
         return os.open(self.fifos[name], os.O_RDONLY | os.O_NONBLOCK)
+
+
+def keepers(state: str) -> list[int]:
+    """The pids of the processes that keep what is unread of containers of a state directory that are gone."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read().split(b"\0")[1:3] == [b"--keep", os.fsencode(state)]:
+                found.append(int(pid))
+    return found
 
 
 class Events:
@@ -171,6 +193,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     yield server
     if server.process is not None:
         server.stop()
+    server.take_away_fifos()
     left = {what: found for what, found in on_host(server.state).items() if found}
     left.pop("files", None)
     names = [name for name in os.listdir(server.state) if name != ".serve"] if os.path.isdir(server.state) else []

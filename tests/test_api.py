@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import libctrd
-from libctrd.engine import apitime, apiwire
+from libctrd import protos
+from libctrd.engine import apioperations, apitime, apiwire
 from libctrd.engine.apitime import KeptTime
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
 
@@ -120,6 +121,110 @@ def test_who_speaks_neither_is_one_clear_error(tmp_path: Path) -> None:
             libctrd.connect(f"unix://{tmp_path}/s")
     finally:
         server.stop(0).wait()
+
+
+class Starting(grpc.GenericRpcHandler):
+    """containerd 0.2.9 while it starts: its health is told at once, its API only when it knows its containers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.known_after = 0
+
+    def service(self, call: Any) -> Any:
+        replies = {
+            "/grpc.health.v1.Health/Check": protos.message("grpc.health.v1.HealthCheckResponse")(status=1),
+            "/types.API/GetServerVersion": apiwire.API.GetServerVersionResponse(minor=2, patch=3),
+        }
+        if call.method.startswith("/types.API"):
+            self.asked += 1
+            if self.asked <= self.known_after:
+                return None
+        reply = replies.get(call.method)
+        if reply is None:
+            return None
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: reply.SerializeToString())
+
+
+@pytest.fixture
+def starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("libctrd.engine.default_state_dir", lambda: f"{tmp_path}/ctrd")
+    handler = Starting()
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[handler])
+    server.add_insecure_port(f"unix:{tmp_path}/s")
+    server.start()
+    yield handler
+    server.stop(0).wait()
+
+
+def test_a_daemon_that_is_still_starting_is_waited_for(
+    tmp_path: Path, starting: Starting, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C25
+    starting.known_after = 5
+    with libctrd.connect(f"unix://{tmp_path}/s") as client:
+        assert client.info().version == "0.2.3"
+        starting.known_after = 1000  # it was started anew
+        with pytest.raises(libctrd.UnavailableError, match=r"has just started .* try again"):
+            client.containers()
+    monkeypatch.setattr(apioperations, "STARTING_SECONDS", 0.1)
+    with pytest.raises(UnsupportedError, match=r"does not speak the types\.API"):
+        libctrd.connect(f"unix://{tmp_path}/s")
+
+
+# ---- the last event --------------------------------------------------------------------------------------------------
+
+
+def test_the_last_event_is_asked_for_since_the_kept_time_and_else_since_ever(
+    place: ApiPlace, spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C22, C24
+    with place.connect() as client:
+        for id in ("paused", "resumed", "busy", "plain"):
+            client.create(id, spec("sleep 1000")).start(libctrd.DETACHED)
+        client.get("busy").exec(["sleep", "1000"], libctrd.DETACHED, name="further")
+        for id in ("busy", "paused", "resumed"):
+            client.get(id).pause(WAIT)
+        client.get("resumed").resume(WAIT)
+    with place.connect() as client:
+        engine: Any = client._engine
+        kept = engine._kept.at_start
+        assert kept, "the client before this one has handled something"
+        asked: list[int] = []
+        stored = engine._stored
+        monkeypatch.setattr(engine, "_stored", lambda id, since: asked.append(since) or stored(id, since))
+        for id, last in {"paused": "pause", "resumed": "resume", "busy": "pause", "plain": "start-container"}.items():
+            asked.clear()
+            event = engine.last_event(id)
+            assert (event.id, event.type, event.process) == (id, last, "init")
+            assert asked == [kept, engine._since(id)], "what was handled by any client is asked for last"
+        # Later than that time, and the last word.
+        place.daemon.call("UpdateContainer", id="resumed", status="paused")
+        place.daemon.call("UpdateContainer", id="paused", status="running")
+        asked.clear()
+        assert [engine.last_event(id).type for id in ("resumed", "paused")] == ["pause", "resume"]
+        assert asked == [kept, kept]
+        for id in ("paused", "resumed", "busy", "plain"):
+            client.get(id).clean(force=True)
+        assert engine.last_event("never") is None
+
+
+def test_what_a_further_process_did_does_not_say_how_a_container_is(
+    place: ApiPlace, spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C22
+    with place.connect() as client:
+        client.create("web", spec("read x; exit 3")).start(libctrd.DETACHED)
+        engine: Any = client._engine
+        kept: list[Any] = []
+        for number, (kind, pid) in enumerate([("pause", ""), ("exit", "further")], start=1):
+            kept.append(apiwire.API.Event(id="web", type=kind, pid=pid, status=9))
+            kept[-1].timestamp.seconds = number
+        monkeypatch.setattr(engine, "_stored", lambda id, since: [e for e in kept if e.timestamp.seconds >= since])
+        monkeypatch.setattr(engine, "_since", lambda id: 1)
+        monkeypatch.setattr(engine._kept, "at_start", 2)
+        assert engine.last_event("web").type == "pause"
+        kept.pop(0)
+        event = engine.last_event("web")
+        assert (event.type, event.process, event.status.code) == ("exit", "further", 9), "there is nothing else"
+        monkeypatch.undo()
+        client.get("web").clean(force=True)
 
 
 # ---- events across deaths --------------------------------------------------------------------------------------------

@@ -16,8 +16,19 @@ from portable_kit import sources
 pytestmark = pytest.mark.local("it measures the local engine")
 
 BENCH = sources("tools", "bench")
-MEASURED = ["start", "command", "pipe", "inherit", "discard", "shim", "fifo"]
-GROUPS = ["starts", "streams", "shims", "fifos"]
+MEASURED = {
+    "starts": ["start", "command"],
+    "rates": ["rate"],
+    "streams": ["pipe", "inherit", "unattended", "discard"],
+    "fifos": ["fifo", "waiting"],
+    "shims": ["shim"],
+    "many": ["many"],
+    "crowd": ["crowd"],
+    "imports": ["imports"],
+    "specs": ["spec"],
+    "reporting": ["events", "events", "events"],
+}
+SMALL = ["--rounds", "2", "--size", "4", "--containers", "8", "--crowd", "3", "--ticks", "3"]
 
 # A client that takes its time, and tells so.
 CLIENT = """#!/bin/sh
@@ -32,7 +43,7 @@ def bench(rootfs: str, tmp_path: Path, *arguments: str) -> tuple[int, str, list[
         pytest.skip("containers of this suite need root: run it as root")
     file = tmp_path / "results.json"
     done = subprocess.run(
-        [sys.executable, BENCH, "--rootfs", rootfs, "--rounds", "2", "--size", "4", "--json", file, *arguments],
+        [sys.executable, BENCH, "--rootfs", rootfs, *SMALL, "--json", file, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -43,17 +54,38 @@ def bench(rootfs: str, tmp_path: Path, *arguments: str) -> tuple[int, str, list[
     return done.returncode, done.stdout, json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_it_measures_everything_against_its_peer_and_tells_whether_the_bars_hold(rootfs: str, tmp_path: Path) -> None:
-    code, printed, results = bench(rootfs, tmp_path, *GROUPS)
-    assert [result["name"] for result in results] == MEASURED
+@pytest.mark.parametrize("group", MEASURED)
+def test_it_measures_a_group_against_its_peers_and_tells_whether_the_bars_hold(
+    group: str, rootfs: str, tmp_path: Path
+) -> None:
+    code, printed, results = bench(rootfs, tmp_path, group)
+    assert [result["name"] for result in results] == MEASURED[group]
     for result in results:
         assert result["missing"] == ""
-        assert len(result["series"]) >= 2
-        assert all(value > 0 for series in result["series"] for value in series["values"])
+        assert result["row"] in printed
+        assert result["series"]
+        for series in result["series"]:
+            assert series["values"]
+            if not series["label"].startswith("added"):
+                assert all(value >= 0 for value in series["values"]), series
         assert result["bars"]
         for bar in result["bars"]:
-            assert bar["limit"] in printed
+            assert printed.count(bar["limit"]) >= 2, "beside the measurement, and in the table"
     assert code == (0 if all(bar["holds"] for result in results for bar in result["bars"]) else 1)
+
+
+def test_the_phases_of_a_life_add_up_to_it(rootfs: str, tmp_path: Path) -> None:
+    _, _, (phases,) = bench(rootfs, tmp_path, "phases", "--rounds", "5")
+    *parts, whole = phases["series"]
+    for place in range(5):
+        assert all(part["values"][place] > 0 for part in parts if "the program" not in part["label"])
+        assert sum(part["values"][place] for part in parts) == pytest.approx(whole["values"][place], rel=0.02)
+
+
+def test_nothing_is_lost_however_small_the_crowd(rootfs: str, tmp_path: Path) -> None:
+    _, _, (many,) = bench(rootfs, tmp_path, "many")
+    for bar in many["bars"]:
+        assert bar["holds"] or "core" in bar["limit"], bar
 
 
 def test_lives_with_containerd_are_split_and_their_rates_compared(rootfs: str, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A containerd of ours is started, and found again by whoever looks for it; a stranger is never taken for it."""
+"""A daemon of ours, of either kind, is started, and found again by whoever looks for it; a stranger is never taken for
+it."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 from containerd_kit import PATH
-from daemon_kit import Place, answers, elsewhere, line_of, mode, place_fixture
+from daemon_kit import KINDS, ContainerdPlace, Place, elsewhere, line_of, mode, one_kind, place_fixture
 
 from libctrd import proc
 from libctrd.engine import daemon as daemon_module
-from libctrd.engine import private
-from libctrd.engine.daemon import Daemon
+from libctrd.engine import private, privateserve
+from libctrd.engine.daemon import Daemon, Kind
 from libctrd.engine.taskshim import Ended
 from libctrd.errors import (
     DeadlineError,
@@ -39,19 +40,19 @@ def test_it_is_started_and_answers(place: Place) -> None:
     daemon = place.daemon()
     assert daemon.pid is None
     daemon.start()
-    assert answers(daemon)
+    assert place.answers()
     assert Path(daemon.pid_file).read_text() == f"{daemon.pid}\n"
-    assert mode(daemon.pid_file) == mode(daemon.log_file) == mode(f"{place.directory}/containerd.toml") == 0o600
+    files = [daemon.pid_file, daemon.log_file, *(f"{place.directory}/{name}" for name in place.files)]
+    assert {mode(path) for path in files} == {0o600}
     assert os.getsid(daemon.pid or 0) == daemon.pid, "a session of its own"
     assert [process.pid for process in place.processes()] == [daemon.pid]
-    assert {Path(path).parent for path in (place.root, place.state)} == {Path(place.directory)}
-    assert os.path.isdir(place.root)
+    assert os.path.dirname(place.state) == place.directory
     assert os.path.isdir(place.state)
 
 
 # C23
 def test_a_directory_that_is_missing_is_made_for_us_alone(place: Place) -> None:
-    daemon = Daemon(private.Containerd(), f"{place.directory}/a/b")
+    daemon = Daemon(place.kind(), f"{place.directory}/a/b")
     daemon.start()
     assert mode(daemon.directory) == 0o700
     daemon.stop()
@@ -97,7 +98,8 @@ def test_its_oom_score_is_set_and_a_refusal_is_ignored(place: Place) -> None:
 
 
 # C23
-def test_its_plugins_are_few_and_those_without_which_tasks_are_lost_are_there(place: Place) -> None:
+@one_kind
+def test_its_plugins_are_few_and_those_without_which_tasks_are_lost_are_there(place: ContainerdPlace) -> None:
     daemon = place.daemon()
     daemon.start()
     plugins = place.ctr("plugins", "ls", namespace="default")
@@ -108,15 +110,22 @@ def test_its_plugins_are_few_and_those_without_which_tasks_are_lost_are_there(pl
 
 
 # C23
-def test_a_directory_that_is_too_deep_for_a_socket_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    deep = tmp_path / ("d" * 90)
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [(private.Containerd(), "/containerd.sock.ttrpc"), (privateserve.Serve(), "/ctrd.sock")],
+    ids=KINDS,
+)
+def test_a_directory_that_is_too_deep_for_a_socket_is_refused_before_anything_is_made(
+    tmp_path: Path, kind: Kind, longest: str
+) -> None:
+    deep = tmp_path / ("d" * 105)
     with pytest.raises(InvalidArgumentError, match=r"too long by \d+ bytes"):
-        Daemon(private.Containerd(), str(deep))
+        Daemon(kind, str(deep))
     assert list(tmp_path.iterdir()) == []
-    room = 107 - len("/containerd.sock.ttrpc")
-    Daemon(private.Containerd(), "/" + "d" * (room - 1))
+    room = 107 - len(longest)
+    Daemon(kind, "/" + "d" * (room - 1))
     with pytest.raises(InvalidArgumentError, match="too long by 1 bytes"):
-        Daemon(private.Containerd(), "/" + "d" * room)
+        Daemon(kind, "/" + "d" * room)
 
 
 # C23
@@ -128,6 +137,7 @@ def test_a_directory_that_others_may_enter_is_refused(place: Place) -> None:
 
 
 # C23
+@one_kind
 def test_a_missing_program_names_its_package(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NotFoundError, match="apt-get install containerd"):
@@ -136,7 +146,7 @@ def test_a_missing_program_names_its_package(place: Place, monkeypatch: pytest.M
 
 @pytest.fixture
 def instead(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in containerd's place."""
+    """Puts a shell script in the place of the daemon's program: containerd, or the Python that runs `ctrd serve`."""
 
     def put(script: str) -> None:
         os.mkdir(f"{place.directory}/bin")
@@ -144,6 +154,7 @@ def instead(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{path.parent}:{PATH}")
+        monkeypatch.setattr(sys, "executable", str(path))
 
     return put
 
@@ -163,7 +174,7 @@ def test_a_daemon_that_never_answers_is_killed_and_an_error(
     place: Place, instead: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_module, "START_SECONDS", 0.3)
-    instead("while :; do sleep 0.1; done")
+    instead("kill -STOP $$")
     with pytest.raises(DeadlineError, match=r"did not answer within 0\.3 s"):
         place.daemon().start()
     assert place.processes() == []
@@ -236,11 +247,11 @@ def test_a_damaged_pid_file_hides_no_daemon(place: Place, text: str) -> None:
 
 
 # C23
-@pytest.mark.parametrize("lost", ["containerd.pid", "containerd.pid.start"])
+@pytest.mark.parametrize("lost", ["", ".start"])
 def test_a_lost_pid_file_hides_no_daemon(place: Place, lost: str) -> None:
     daemon = place.daemon()
     daemon.start()
-    os.unlink(f"{place.directory}/{lost}")
+    os.unlink(f"{daemon.pid_file}{lost}")
     other = place.daemon()
     other.start()
     assert other.pid == daemon.pid
@@ -279,9 +290,8 @@ def test_a_stranger_that_has_got_the_pid_is_not_believed_and_not_touched(place: 
 
 # C23
 def test_one_that_runs_our_command_and_started_at_another_time_is_not_the_one_of_the_pid_file(place: Place) -> None:
-    config = f"{place.directory}/containerd.toml"
-    # It has the very command line, and is no containerd: only the time of its start tells.
-    alike = [sys.executable, "-c", "import time; time.sleep(1000)", "containerd", "--config", config]
+    # It has the very command line, and is no daemon: only the time of its start tells.
+    alike = [sys.executable, "-c", "import time; time.sleep(1000)", *place.kind().command(place.directory)]
     with subprocess.Popen(alike) as stranger:
         daemon = place.daemon()
         Path(daemon.pid_file).write_text(f"{stranger.pid}\n")

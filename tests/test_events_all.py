@@ -15,7 +15,7 @@ from fifo_kit import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libctrd import DETACHED, NULL, PIPE
+from libctrd import DETACHED, NULL, PIPE, Stdio
 from libctrd.client import Client
 from libctrd.errors import NotFoundError
 from libctrd.events import EventStream
@@ -32,10 +32,12 @@ def take(stream: EventStream, count: int) -> list[tuple[str, str, int | None]]:
 def test_it_is_told_of_what_other_clients_start(client: Client, engine: Place, spec: Make) -> None:  # C10, C11
     with engine.connect() as other, client.events() as stream:
         client.watch_all()
-        pid = other.create("web", spec("exit 5")).start(NULL)
+        started = other.create("web", spec("read x; exit 5"))
+        pid = started.start(Stdio(PIPE, NULL, NULL))
         id, info = stream.get(WAIT)
-        assert (id, info.type) == ("web", "start-container")
-        assert info.pid in (pid, 0) if engine.kind == "api" else info.pid == pid, "that API does not tell it"
+        assert (id, info.type, info.pid) == ("web", "start-container", pid)
+        assert started.stdin is not None
+        started.stdin.close()
         assert take(stream, 1) == [("web", "exit", 5)]
         until(lambda: not other.containers(), "its end, for its own client too")
         container = other.create("web", spec("sleep 1000"))
@@ -52,6 +54,24 @@ def test_it_is_told_of_what_other_clients_start(client: Client, engine: Place, s
         container.wait(WAIT)
         with pytest.raises(NotFoundError):
             client.get("web")
+
+
+def test_the_pid_of_what_has_ended_already_is_never_that_of_its_successor(
+    client: Client, engine: Place, spec: Make
+) -> None:  # C10
+    with engine.connect() as other, client.events() as stream:
+        client.watch_all()
+        pids = []
+        for code in range(12):
+            container = other.create("web", spec(f"exit {code}"))
+            pids.append(container.start(NULL))
+            assert container.wait(WAIT).code == code
+        told = [stream.get(WAIT)[1] for _ in range(24)]
+        assert [(info.type, info.exit_code) for info in told] == [
+            one for code in range(12) for one in (("start-container", None), ("exit", code))
+        ]
+        for pid, info in zip(pids, told[::2], strict=True):
+            assert info.pid in (pid, 0), "where an event does not tell it, it may be too late to ask"
 
 
 def test_what_runs_already_is_watched_and_what_has_ended_is_no_news(

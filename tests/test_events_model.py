@@ -205,6 +205,9 @@ def test_what_several_threads_do_is_told_as_one_story_of_each_container(
         assert not last.failures
 
 
+@pytest.mark.cannot(
+    "api029", "know the end of what has ended and is deleted before runc has come back from its start", strict=False
+)
 def test_many_short_lives_are_each_told_once(client: Client, spec: Make) -> None:  # C10, C11
     chronicle = Chronicle()
     client.subscribe(chronicle)

@@ -36,6 +36,9 @@ from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cannot(
+    "api029", "know the end of what has ended and is deleted before runc has come back from its start", strict=False
+)
 @pytest.mark.parametrize("how", ["read by the caller", "captured"])
 def test_the_last_line_of_a_container_that_exits_at_once_is_there(
     client: Client, spec: Make, state_dir: str, how: str
@@ -242,6 +245,7 @@ def test_a_create_that_fails_over_and_over_leaves_threads_and_files_as_before(
                 container.start()
 
     side_by_side(4, lambda number: fail(number) if number == 0 else None)  # what is made once a process is there now
+    libctrd.run(spec=spec("true"), client=client)  # and what is made once a client, for its first container that runs
     before = census()
     side_by_side(8, fail)
     assert more_than(before) == {}

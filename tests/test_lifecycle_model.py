@@ -281,9 +281,12 @@ class Lifecycle(RuleBasedStateMachine):
         except NotFoundError:
             assert doomed
             box.paused = was and pausing  # what is doomed is not frozen anew; if it was frozen it stays so
-        except (RuntimeFailedError, InvalidArgumentError):
-            assert box.paused == pausing or doomed, "a runtime may refuse what is so already, or what has ended"
+        except InvalidArgumentError:
+            assert was == pausing, "what is so already is refused, and nothing else"
+        except RuntimeFailedError:
+            assert doomed, "a runtime may refuse what has ended"
         else:
+            assert was != pausing
             box.paused = pausing
 
     @rule(which=NUMBERS, by=CLIENTS, read_first=st.booleans())

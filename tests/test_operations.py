@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
@@ -87,14 +86,46 @@ def test_a_paused_container_does_nothing_until_it_is_resumed(client: Client, spe
 
 
 def test_what_is_paused_or_runs_already_stays_so(web: Container) -> None:  # C20
+    with pytest.raises(InvalidArgumentError, match=r"^could not resume container 'web': it is not paused$"):
+        web.resume(WAIT)
     web.pause(WAIT)
-    with contextlib.suppress(RuntimeFailedError):  # some runtimes take it for granted
+    with pytest.raises(InvalidArgumentError, match=r"^could not pause container 'web': it is paused already$"):
         web.pause(WAIT)
     assert web.status == "paused"
     web.resume(WAIT)
-    with contextlib.suppress(RuntimeFailedError, InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match="is not paused"):
         web.resume(WAIT)
     assert web.status == "running"
+
+
+@pytest.mark.parametrize("change", ["pause", "resume"])
+def test_of_two_who_change_it_at_once_one_is_told_that_it_is_so_already(
+    client: Client, engine: Place, web: Container, recorder: Recorder, change: str
+) -> None:  # C11, C18
+    with engine.connect() as other:
+        for turn in range(4):
+            if change == "resume":
+                web.pause(WAIT)
+            outcomes: list[str] = []
+
+            def make(container: Container) -> None:
+                try:
+                    getattr(container, change)(WAIT)
+                    outcomes.append("done")  # noqa: B023 - the threads end before the next turn
+                except InvalidArgumentError as error:
+                    outcomes.append(str(error)[-14:])  # noqa: B023
+
+            threads = [threading.Thread(target=make, args=(one,)) for one in (web, other.get("web"))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(WAIT)
+            told = "paused already" if change == "pause" else " is not paused"
+            assert sorted(outcomes) == sorted(["done", told]), turn
+            if change == "pause":
+                web.resume(WAIT)
+        until(lambda: len(recorder.of("web")) == 8)
+        assert recorder.of("web") == ["pause", "resume"] * 4
 
 
 def test_another_client_pauses_it_and_both_hear_of_it(

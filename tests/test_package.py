@@ -24,14 +24,14 @@ import libctrd
 
 ROOT = sources("pyproject.toml").parent
 PACKAGE = ROOT / "libctrd"
-COMPILED = ("fifo", "relay")
+COMPILED = ("fifo", "relay", "shape")
 MOST_LINES = 500
 
 # From the lowest layer up. A module may import those of its own layer and of the layers before it.
 LAYERS = (
-    ("errors", "ids"),
+    ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_system", "_worker", "inotify", "locks", "proc", "state"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "shape", "state"),
     ("engine.channel",),
     ("fifo",),
     ("relay",),
@@ -48,7 +48,7 @@ LAYERS = (
     ),
     ("stdio",),
     ("engine.base", "events"),
-    ("owning",),
+    ("owning", "unread"),
     ("process",),
     ("attaching", "changes", "starting", "telling"),
     ("container",),
@@ -59,6 +59,7 @@ LAYERS = (
         "engine.cgroups",
         "engine.cutstart",
         "engine.late",
+        "engine.sealed",
         "engine.shim",
         "engine.metrics",
         "engine.taskio",
@@ -102,12 +103,13 @@ LAYERS = (
     ("engine.containerd",),
     ("engine.apitime", "engine.apiwire"),
     ("engine.apifeed", "engine.apioperations", "engine.apistart"),
+    ("engine.apihistory",),
     ("engine.api",),
     ("engine",),
     ("once",),
-    ("serve.eventlog", "serve.metrics", "serve.sockets"),
+    ("serve.changes", "serve.eventlog", "serve.keeper", "serve.metrics", "serve.sockets"),
     ("serve.wire",),
-    ("serve.checkpoints",),
+    ("serve.checkpoints", "serve.descriptions"),
     ("serve.service",),
     ("serve.server",),
     ("serve",),

@@ -13,7 +13,7 @@ from engine_kit import need
 from fifo_kit import LONG
 from portable_kit import sources
 
-from libctrd import _proc, _system, fifo, relay
+from libctrd import _checks, _proc, fifo, relay
 from libctrd.fifo import PORTABLE
 
 LINUX_ONLY = (
@@ -31,7 +31,7 @@ SYSTEM_CALLS = (
 def test_the_build_is_the_one_that_is_meant() -> None:
     """A build of the portable flavour that took objects of Linux's, or the other way round, is seen here."""
     meant = os.environ.get("CTRD_TEST_PORTABLE") == "1"
-    assert (meant, meant, meant) == (fifo.PORTABLE, relay.PORTABLE, _system.PORTABLE)
+    assert (meant, meant, meant) == (fifo.PORTABLE, relay.PORTABLE, _checks.PORTABLE)
 
 
 @pytest.mark.skipif(not PORTABLE, reason="about the portable build")

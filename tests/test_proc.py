@@ -20,7 +20,7 @@ from proc_kit import (
     until,
 )
 
-from libctrd import _system, proc
+from libctrd import _checks, proc
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -359,7 +359,7 @@ def test_importing_the_process_helpers_loads_nothing_heavy() -> None:
 def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # C27
-    monkeypatch.setattr(_system, "LINUX", False)
+    monkeypatch.setattr(_checks, "LINUX", False)
     calls: dict[str, Callable[[], object]] = {
         "pidfd_open": lambda: proc.pidfd_open(1),
         "pidfd_send_signal": lambda: proc.pidfd_send_signal(0, 1),

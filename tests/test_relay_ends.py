@@ -192,7 +192,7 @@ def test_a_raising_callback_ends_its_own_source(policy: str, caplog: pytest.LogC
         raise ZeroDivisionError("on purpose")
 
     ended = threading.Event()
-    with caplog.at_level(logging.ERROR, "libctrd.relay"):
+    with caplog.at_level(logging.ERROR, "libctrd"):
         pump = relay.call(read, bad, on_sink_error=policy)  # type: ignore[arg-type]
         pump.on_done(lambda _: ended.set())
         os.close(read)

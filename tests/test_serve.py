@@ -112,6 +112,21 @@ def test_what_is_asked_of_a_container_that_runs(served: Served, rootfs: str) -> 
     ]
 
 
+def test_a_resume_that_is_the_end_is_answered_at_once(served: Served, rootfs: str) -> None:  # C25
+    """What was sent SIGKILL while it was frozen ends in the moment in which it is thawed."""
+    bundle = served.bundle("b", script("sleep 1000", rootfs), fifos=False)
+    for number in range(12):
+        id = f"c{number}"
+        served.call("CreateContainer", id=id, **bundle.create)
+        for status in ("paused", "running", "paused"):
+            served.call("UpdateContainer", id=id, status=status)
+        served.call("Signal", id=id, pid="init", signal=9)
+        served.call("UpdateContainer", id=id, status="running", timeout=5)
+        until(lambda id=id: served.stored(id)[-1] == ("exit", id, "init", 137))  # type: ignore[misc]
+        kinds = [kind for kind, *_ in served.stored(id) if kind != "resume"]  # the last one may come too late
+        assert kinds == ["start-container", "pause", "pause", "exit"]
+
+
 def test_every_further_process_ends_before_init(served: Served, rootfs: str) -> None:
     bundle = served.bundle("b", script(LOOP, rootfs), fifos=False)
     served.call("CreateContainer", id="c", **bundle.create)

@@ -177,6 +177,7 @@ def test_a_ramdisk_asks_for_no_pivot_root(
     assert requests[0].no_pivot_root is wanted
 
 
+@pytest.mark.cannot("api029", "put the arguments of a runtime before its own")
 def test_a_runtime_and_its_arguments_are_one_containers_alone(
     client: Client, engine: Place, spec: Make, requests: list[CreateRequest], tmp_path: Any
 ) -> None:  # C1
@@ -200,6 +201,7 @@ def test_a_runtime_and_its_arguments_are_one_containers_alone(
     assert not any("other" in call.split() for call in calls)
 
 
+@pytest.mark.cannot("api029", "tell what a runtime says of arguments that it does not take")
 def test_an_argument_that_the_runtime_refuses_is_an_error(client: Client, spec: Make, state_dir: str) -> None:  # C1
     # Where the engine knows what its runtime takes it says so earlier.
     with pytest.raises((RuntimeFailedError, UnsupportedError), match="no-such-option"):

@@ -54,14 +54,26 @@ def close_output(container: Container) -> None:
         stream.close()
 
 
-def test_every_object_of_one_container_learns_of_its_end(client: Client, other: Client, spec: Make) -> None:  # C28
+def test_every_object_of_one_container_learns_of_its_end(
+    client: Client, other: Client, spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:  # C28
     container = client.create("web", spec("read x; exit 5"))
     container.start(PIPE)
+    watched: list[Container] = []
+    watch = other._watch
+
+    def watch_it(container: Container) -> Container:
+        told = watch(container)
+        watched.append(told)
+        return told
+
+    monkeypatch.setattr(other, "_watch", watch_it)
     waits = [Background(other.get("web").wait, WAIT)]
     first = other.get("web")
     second = Container(other, first._record)
     waits += [Background(first.wait, WAIT), Background(second.wait, WAIT)]
-    until(lambda: other._known("web") is not None, "a watch")
+    until(lambda: len(watched) == 3, "all to wait: who comes too late is refused")
+    assert set(watched) == {watched[0]}, "one object is told, whoever waits for it"
     assert container.stdin is not None
     container.stdin.close()
     assert [wait.result().code for wait in waits] == [5, 5, 5]
@@ -149,6 +161,7 @@ def test_a_container_without_its_shim_can_be_signalled_and_cleaned_by_force(
         container.signal("KILL")
 
 
+@pytest.mark.cannot("api029", "keep a pause away from what ends: runc may refuse to delete that then", run=False)
 def test_a_container_is_cleaned_by_force_though_another_freezes_it_meanwhile(
     client: Client, other: Client, spec: Make
 ) -> None:  # C2

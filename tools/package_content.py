@@ -14,7 +14,7 @@ from pathlib import Path
 # What of the clone is for the clone alone.
 CLONE_ONLY = (".ci/", ".gitignore")
 # What is compiled: a module that starts with this, and has a suffix of the platform.
-COMPILED = ("fifo", "relay", "_proc")
+COMPILED = ("fifo", "relay", "shape", "_proc")
 # What is installed outside of the package, below the prefix.
 SHARED = (
     *("share/man/man1/ctrd.1", "share/bash-completion/completions/ctrd"),
@@ -46,7 +46,7 @@ def sdist_faults(clone: Path, sdist: Path) -> list[str]:
 
 
 def wheel_faults(clone: Path, wheel: Path) -> list[str]:
-    """Every Python file, stub and mark of the package, every compiled module, what is shared, the shim with its run bit."""
+    """Every Python file, stub and mark of the package, every compiled module, what is shared, and its run bit."""
     with zipfile.ZipFile(wheel) as archive:
         modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
     wanted = {name for name in tracked(clone) if name.startswith("libctrd/")}

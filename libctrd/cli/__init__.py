@@ -9,6 +9,7 @@ Little is imported here, and each command only when it is called: most of what `
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is not None:
         return _run(arguments)
+    # What is imported is here to stay. To look through it for garbage again and again while it grows takes a twentieth
+    # of `ctrd run`, which does not come to this number of objects; what runs for long and makes garbage does.
+    gc.set_threshold(50_000)
     code = _run(sys.argv[1:])
     # Nothing is left to be done: the containers are cleaned or on their own, and what was said is out. To take the
     # interpreter down in order takes as long as a sixth of `ctrd run`.
@@ -29,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     _fill_standard_streams()
-    from libctrd.cli import exits, output
+    from libctrd.cli import deferred, exits, output
 
+    deferred.defer("inspect")  # click imports it, and uses it for texts of help alone
+    deferred.defer("textwrap")  # msgspec imports it, and uses it for texts of schemas alone
     try:
         from libctrd.cli.group import invoke
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import keys, options
+from libctrd.cli import keys, options, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("attach")
-@click.option(
+@parts.command("attach")
+@parts.option(
     "-i/-n",
     "--interactive/--no-interactive",
     "interactive",
     default=None,
     help="Our input is its input, and its end the end of that. [default: when both are terminals]",
 )
-@click.option("--process", metavar="NAME", default="init", help="A further process of it. [default: its first one]")
-@click.option(
+@parts.option("--process", metavar="NAME", default="init", help="A further process of it. [default: its first one]")
+@parts.option(
     "--detach-keys",
     metavar="KEYS",
     default=keys.DEFAULT,
     help=f'What leaves it when typed at a terminal; "" for nothing. [default: {keys.DEFAULT}]',
 )
-@click.option("--signals/--no-signals", "passing", default=True, help="Signals go on to it, or leave. [default: go on]")
+@parts.option("--signals/--no-signals", "passing", default=True, help="Signals go on to it, or leave. [default: go on]")
 @options.ID_ARGUMENT
 @click.pass_obj
 def command(

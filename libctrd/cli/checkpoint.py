@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import checkpoints, options, output
+from libctrd.cli import checkpoints, options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("checkpoint")
-@click.option("--leave-running", is_flag=True, help="It runs on. [default: it ends]")
+@parts.command("checkpoint")
+@parts.option("--leave-running", is_flag=True, help="It runs on. [default: it ends]")
 @options.ID_ARGUMENT
 @click.argument("directory", metavar="DIR")
 @click.pass_obj

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from libctrd.cli import output
+from libctrd.cli import output, parts
 
 VARIABLE: Final = "_CTRD_COMPLETE"
 """The environment variable by which a shell asks, whatever it is set to."""
@@ -17,7 +17,7 @@ SCRIPTS: Final = {"bash": "ctrd", "zsh": "_ctrd", "fish": "ctrd.fish"}
 """The script of each shell, in ``completions``: by the name that it has to have where the shell looks for it."""
 
 
-@click.command("completion")
+@parts.command("completion")
 @click.argument("shell", type=click.Choice(list(SCRIPTS)))
 def command(shell: str) -> None:
     """Print the script by which a shell completes ctrd: for bash, say in ~/.bashrc: eval "$(ctrd completion bash)" """

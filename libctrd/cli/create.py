@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("create", context_settings=options.OWN_ARGUMENTS)
+@parts.command("create", context_settings=options.OWN_ARGUMENTS)
 @options.apply((options.ID, *options.ROOT, options.IMAGE, *options.SPEC, options.ARGUMENTS))
 @click.pass_obj
 def command(

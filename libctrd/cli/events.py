@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 from libctrd.state import EventType
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 KINDS: Final = ("id", "type", "process")
 
 
-@click.command("events")
-@click.option(
+@parts.command("events")
+@parts.option(
     "--filter",
     "filters",
     metavar="K=V",

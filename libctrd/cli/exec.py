@@ -6,18 +6,18 @@ from typing import Any
 
 import click
 
-from libctrd.cli import options
+from libctrd.cli import options, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("exec", context_settings=options.OWN_ARGUMENTS)
+@parts.command("exec", context_settings=options.OWN_ARGUMENTS)
 @options.INTERACTIVE
-@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("-d", "--detach", is_flag=True, help="Leave it to itself, without streams, and print its name.")
-@click.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable, over those of the container.")
-@click.option("-w", "--cwd", metavar="DIR", help="Where it starts, in the container. [default: as the container]")
-@click.option("-u", "--user", metavar="UID[:GID]", help="Who it runs as, by number. [default: as the container]")
-@click.option("--name", metavar="NAME", help="Its name. [default: a fresh one]")
+@parts.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@parts.option("-d", "--detach", is_flag=True, help="Leave it to itself, without streams, and print its name.")
+@parts.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable, over those of the container.")
+@parts.option("-w", "--cwd", metavar="DIR", help="Where it starts, in the container. [default: as the container]")
+@parts.option("-u", "--user", metavar="UID[:GID]", help="Who it runs as, by number. [default: as the container]")
+@parts.option("--name", metavar="NAME", help="Its name. [default: a fresh one]")
 @options.ID_ARGUMENT
 @options.ARGUMENTS
 @click.pass_obj

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import libctrd
-from libctrd.cli import output
+from libctrd import _log
+from libctrd.cli import deferred, output, parts
 from libctrd.cli.exits import FAILED
 
 if TYPE_CHECKING:
+    import logging
+
     from libctrd.client import Client
 
 COMMANDS: Final = {
@@ -62,7 +65,7 @@ class Settings:
         return connect(self.address, runtime=self.runtime, namespace=self.namespace)
 
 
-class Commands(click.Group):
+class Commands(parts.Group):
     """Finds a command by importing its module, and lists all without importing any."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -71,6 +74,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        # msgspec takes from it, where it is there, what `typing` has as well, and it takes longer than all of msgspec.
+        with deferred.without("typing_extensions"):
+            import msgspec  # noqa: F401
         command = importlib.import_module(f"libctrd.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
@@ -80,26 +86,39 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command("ctrd", cls=Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        output.write_line(f"ctrd {libctrd.__version__}")
+        context.exit()
+
+
+@parts.group("ctrd", Commands, no_args_is_help=False)
+@parts.option(
     "--address",
     metavar="A",
     help="The engine: local: or local:/DIR; unix:///SOCKET of a containerd, or of what speaks the API of 0.2; "
     "containerd:/DIR or serve:/DIR for a private one of either. "
     "[env: CTRD_ADDRESS, CONTAINERD_ADDRESS; default: local:]",
 )
-@click.option(
+@parts.option(
     "--namespace", metavar="N", help="The namespace in a containerd. [env: CONTAINERD_NAMESPACE; default: default]"
 )
-@click.option("--state-dir", metavar="D", help="Keep the state of containers in the directory D; short for local:D.")
-@click.option(
+@parts.option("--state-dir", metavar="D", help="Keep the state of containers in the directory D; short for local:D.")
+@parts.option(
     "--runtime",
     metavar="R",
     help="The OCI runtime, a path or a name. [default: crun if it works, else runc; with a containerd: runc]",
 )
-@click.option("--format", type=click.Choice(["table", "json"]), default="table", help="How listings are shown.")
-@click.option("--debug", is_flag=True, help="Show what is going on, and where errors come from.")
-@click.version_option(libctrd.__version__, message="ctrd %(version)s")
+@parts.option("--format", type=click.Choice(["table", "json"]), default="table", help="How listings are shown.")
+@parts.option("--debug", is_flag=True, help="Show what is going on, and where errors come from.")
+@parts.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def ctrd(
     context: click.Context,
@@ -111,7 +130,7 @@ def ctrd(
     debug: bool,
 ) -> None:
     """Run containers, and never lose a byte of their output or an exit of theirs."""
-    _log(debug)
+    _say_what_is_logged(debug)
     if state_dir is not None:
         if address is not None:
             raise click.UsageError("--state-dir is short for --address: give one of them", context)
@@ -121,19 +140,18 @@ def ctrd(
     context.obj = Settings(address, namespace, runtime, format)
 
 
-def _log(debug: bool) -> None:
-    """Sends what the library logs to stderr, as our own lines."""
-    import logging
+def _say_what_is_logged(debug: bool) -> None:
+    """Sends what the library logs to stderr, as our own lines: from now on, or once there is something."""
 
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            output.complain(self.format(record))
+    def to_stderr(logger: logging.Logger) -> None:
+        from libctrd.cli import loglines  # when there is: see `libctrd._log`
+
+        loglines.to_stderr(logger)
 
     output.debug = debug
-    logger = logging.getLogger("libctrd")
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
-    logger.addHandler(Lines())
-    logger.propagate = False
+    _log.prepare(to_stderr)
+    if debug:
+        _log.log.setLevel("DEBUG")
 
 
 def invoke(arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 from libctrd.errors import InvalidArgumentError
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 _STDIN: Final = "-"
 _PLATFORM: Final = (
-    click.option("--platform", metavar="P", help="For which platform, like linux/arm64. [default: this host's]"),
-    click.option("--all-platforms", is_flag=True, help="For all platforms that it has."),
-    click.option("--allow-devices", is_flag=True, help="Take layers with device nodes in them."),
-    click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
+    parts.option("--platform", metavar="P", help="For which platform, like linux/arm64. [default: this host's]"),
+    parts.option("--all-platforms", is_flag=True, help="For all platforms that it has."),
+    parts.option("--allow-devices", is_flag=True, help="Take layers with device nodes in them."),
+    parts.option("-q", "--quiet", is_flag=True, help="Show no progress."),
 )
 
 
-@click.group("images", context_settings={"help_option_names": ["-h", "--help"]})
+@parts.group("images")
 def command() -> None:
     """List, import, pull and remove the images of a containerd."""
 
 
 @command.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Only names, a line each.")
+@parts.option("-q", "--quiet", is_flag=True, help="Only names, a line each.")
 @options.FORMAT
 @click.pass_obj
 def ls(settings: Settings, quiet: bool, format: str | None) -> None:
@@ -52,7 +52,7 @@ def ls(settings: Settings, quiet: bool, format: str | None) -> None:
 
 @command.command("import", short_help="Import the images in an archive.")
 @click.argument("file", metavar="FILE")
-@click.option("--name", metavar="REF", help="The name to give it. [default: what the archive says]")
+@parts.option("--name", metavar="REF", help="The name to give it. [default: what the archive says]")
 @options.apply(_PLATFORM)
 @click.pass_obj
 def import_(settings: Settings, /, file: str, name: str | None, quiet: bool, **more: Any) -> None:
@@ -66,11 +66,11 @@ def import_(settings: Settings, /, file: str, name: str | None, quiet: bool, **m
 @command.command("pull")
 @click.argument("ref", metavar="REF")
 @options.apply(_PLATFORM)
-@click.option("--user", metavar="NAME", help="Log in as NAME, with the password from stdin. [default: as docker login]")
-@click.option("--plain-http", is_flag=True, help="Speak plain HTTP. [default: with loopback registries alone]")
-@click.option("--ca", metavar="FILE", help="Trust the certificates in FILE besides the system's.")
-@click.option("--timeout", type=float, metavar="S", help="How long the registry may be silent. [default: 30 seconds]")
-@click.option(
+@parts.option("--user", metavar="NAME", help="Log in as NAME, with the password from stdin. [default: as docker login]")
+@parts.option("--plain-http", is_flag=True, help="Speak plain HTTP. [default: with loopback registries alone]")
+@parts.option("--ca", metavar="FILE", help="Trust the certificates in FILE besides the system's.")
+@parts.option("--timeout", type=float, metavar="S", help="How long the registry may be silent. [default: 30 seconds]")
+@parts.option(
     "--by",
     type=click.Choice(["daemon", "ctrd"]),
     help="Who fetches: the daemon's transfer service or ctrd itself. [default: the daemon if it can]",

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("inspect")
+@parts.command("inspect")
 @options.IDS
 @click.pass_obj
 def command(settings: Settings, ids: tuple[str, ...]) -> int:

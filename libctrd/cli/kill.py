@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("kill")
-@click.option("-s", "--signal", "sig", metavar="SIG", default="KILL", show_default=True, help="A name or a number.")
+@parts.command("kill")
+@parts.option("-s", "--signal", "sig", metavar="SIG", default="KILL", show_default=True, help="A name or a number.")
 @options.IDS
 @click.pass_obj
 def command(settings: Settings, sig: str, ids: tuple[str, ...]) -> int:

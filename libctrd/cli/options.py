@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from libctrd.cli import parts
+from libctrd.cli.parts import Function
+
 if TYPE_CHECKING:
     from libctrd.client import Client
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 OWN_ARGUMENTS: Final = {"allow_interspersed_args": False}
 """For commands that take ARG…: what stands after the first one belongs to the container, options and all."""
@@ -29,35 +30,35 @@ def apply(options: Iterable[Callable[[Function], Function]]) -> Callable[[Functi
 
 
 ROOT: Final = (
-    click.option("--rootfs", metavar="DIR", help="The root file system."),
-    click.option("--bundle", metavar="DIR", help="An OCI bundle; other options go over its config.json."),
+    parts.option("--rootfs", metavar="DIR", help="The root file system."),
+    parts.option("--bundle", metavar="DIR", help="An OCI bundle; other options go over its config.json."),
 )
-IMAGE: Final = click.option(
+IMAGE: Final = parts.option(
     "--image", metavar="REF", help="An image that the engine has; other options go over what its configuration says."
 )
 SPEC: Final = (
-    click.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
-    click.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable of its environment."),
-    click.option("-w", "--cwd", metavar="DIR", help="Where it starts. [default: what bundle or image say, else /]"),
-    click.option(
+    parts.option("-t", "--tty", is_flag=True, help="Give it a terminal."),
+    parts.option("-e", "--env", metavar="K=V", multiple=True, help="Set a variable of its environment."),
+    parts.option("-w", "--cwd", metavar="DIR", help="Where it starts. [default: what bundle or image say, else /]"),
+    parts.option(
         "-u",
         "--user",
         metavar="UID[:GID]",
         help="Who it runs as, by number; with an image also by name. [default: what bundle or image say, else 0:0]",
     ),
-    click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g."),
-    click.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5."),
-    click.option("--pids-limit", metavar="N", type=int, help="The most processes it may have."),
-    click.option(
+    parts.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g."),
+    parts.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5."),
+    parts.option("--pids-limit", metavar="N", type=int, help="The most processes it may have."),
+    parts.option(
         "--mount",
         metavar="M",
         multiple=True,
         help="A mount, such as type=bind,source=/a,target=/b,ro or type=tmpfs,target=/t.",
     ),
-    click.option("--read-only", is_flag=True, help="Its root file system cannot be written."),
+    parts.option("--read-only", is_flag=True, help="Its root file system cannot be written."),
 )
 ARGUMENTS: Final = click.argument("args", metavar="[--] [ARG]...", nargs=-1, type=click.UNPROCESSED)
-ID: Final = click.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
+ID: Final = parts.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
 
 
 def _ids(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
@@ -69,17 +70,17 @@ def _ids(context: click.Context, parameter: click.Parameter, begun: str) -> list
 ID_ARGUMENT: Final = click.argument("id", metavar="ID", shell_complete=_ids)
 IDS: Final = click.argument("ids", metavar="ID...", nargs=-1, required=True, shell_complete=_ids)
 MAYBE_IDS: Final = click.argument("ids", metavar="[ID]...", nargs=-1, shell_complete=_ids)
-FORMAT: Final = click.option("--format", type=click.Choice(["table", "json"]), help="The same as ctrd --format.")
-INTERACTIVE: Final = click.option(
+FORMAT: Final = parts.option("--format", type=click.Choice(["table", "json"]), help="The same as ctrd --format.")
+INTERACTIVE: Final = parts.option(
     "-i", "--interactive", is_flag=True, help="Our input is its input. [default: it has none]"
 )
 UNATTENDED: Final = (
-    click.option(
+    parts.option(
         "--unattended",
         type=click.Choice(["hold", "discard"]),
         help="Its output while nobody reads it: hold it back, or let it go. [default: hold; detached: discard]",
     ),
-    click.option("--log", metavar="FILE", help="Append its output to FILE while nobody reads it."),
+    parts.option("--log", metavar="FILE", help="Append its output to FILE while nobody reads it."),
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("pause")
+@parts.command("pause")
 @options.IDS
 @click.pass_obj
 def command(settings: Settings, ids: tuple[str, ...]) -> int:

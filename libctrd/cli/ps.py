@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 from libctrd.errors import NotFoundError
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from libctrd.state import ContainerInfo
 
 
-@click.command("ps")
-@click.option("-a/-r", "--all/--running", "everything", default=True, help="All, or those that run. [default: all]")
-@click.option("-q", "--quiet", is_flag=True, help="Only ids, a line each.")
+@parts.command("ps")
+@parts.option("-a/-r", "--all/--running", "everything", default=True, help="All, or those that run. [default: all]")
+@parts.option("-q", "--quiet", is_flag=True, help="Only ids, a line each.")
 @options.FORMAT
 @click.pass_obj
 def command(settings: Settings, everything: bool, quiet: bool, format: str | None) -> None:

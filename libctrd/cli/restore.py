@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from libctrd.cli import checkpoints, options
+from libctrd.cli import checkpoints, options, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("restore")
+@parts.command("restore")
 @options.ID
 @options.INTERACTIVE
-@click.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
+@parts.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
 @options.apply(options.UNATTENDED)
 @click.argument("directory", metavar="DIR")
 @click.pass_obj

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 from libctrd.errors import NotFoundError
 
 
-@click.command("rm")
-@click.option("-f", "--force", is_flag=True, help="End running ones first; one that is not there is fine.")
+@parts.command("rm")
+@parts.option("-f", "--force", is_flag=True, help="End running ones first; one that is not there is fine.")
 @options.IDS
 @click.pass_obj
 def command(settings: Settings, force: bool, ids: tuple[str, ...]) -> int:

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from libctrd.cli import options
+from libctrd.cli import options, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("run", short_help="Run a container and wait for its end.", context_settings=options.OWN_ARGUMENTS)
+@parts.command("run", short_help="Run a container and wait for its end.", context_settings=options.OWN_ARGUMENTS)
 @options.apply((options.ID, *options.ROOT, options.IMAGE, options.INTERACTIVE))
-@click.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
-@click.option(
+@parts.option("-d", "--detach", is_flag=True, help="Leave it to itself and print its id.")
+@parts.option(
     "--rm",
     "remove",
     is_flag=True,

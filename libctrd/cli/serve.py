@@ -6,13 +6,13 @@ import os
 
 import click
 
-from libctrd.cli import output
+from libctrd.cli import output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("serve")
-@click.option("--address", required=True, metavar="A", help="Where to listen: unix:///PATH/OF/A/SOCKET.")
-@click.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there; :PORT for this host alone.")
+@parts.command("serve")
+@parts.option("--address", required=True, metavar="A", help="Where to listen: unix:///PATH/OF/A/SOCKET.")
+@parts.option("--metrics", metavar="HOST:PORT", help="Answer Prometheus there; :PORT for this host alone.")
 @click.pass_obj
 def command(settings: Settings, address: str, metrics: str | None) -> None:
     """Serve the API of containerd 0.2 (types.API): its clients run their containers with today's runtimes.

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from libctrd.cli import exits, options, output
+from libctrd.cli import exits, options, output, parts
 
 
-@click.command("spec", context_settings=options.OWN_ARGUMENTS)
-@click.option(
+@parts.command("spec", context_settings=options.OWN_ARGUMENTS)
+@parts.option(
     "--validate", "file", metavar="FILE", help="Check a spec, or the one of a bundle; all its faults are told."
 )
 @options.apply((*options.ROOT, *options.SPEC, options.ARGUMENTS))

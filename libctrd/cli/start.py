@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("start")
-@click.option("-a", "--attach", is_flag=True, help="Show its output, pass signals on, and wait for its end.")
+@parts.command("start")
+@parts.option("-a", "--attach", is_flag=True, help="Show its output, pass signals on, and wait for its end.")
 @options.apply((options.INTERACTIVE, *options.UNATTENDED, options.IDS))
 @click.pass_obj
 def command(

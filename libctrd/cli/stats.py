@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError
 
@@ -25,9 +25,9 @@ FIRST_SECONDS: Final = 0.25
 """How long the first look at the processors takes, when the next would come later."""
 
 
-@click.command("stats")
-@click.option("--no-stream", is_flag=True, help="Once, and not again and again.")
-@click.option(
+@parts.command("stats")
+@parts.option("--no-stream", is_flag=True, help="Once, and not again and again.")
+@parts.option(
     "--interval", metavar="SECONDS", type=click.FloatRange(0.1, 3600), default=1.0, help="How often. [default: 1]"
 )
 @options.FORMAT

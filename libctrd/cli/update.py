@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("update")
-@click.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g.")
-@click.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5.")
-@click.option("--pids-limit", metavar="N", type=int, help="The most processes it may have.")
-@click.option(
+@parts.command("update")
+@parts.option("-m", "--memory", metavar="SIZE", help="The most memory it may use, such as 64m or 1.5g.")
+@parts.option("--cpus", metavar="N", type=float, help="The most processors' time it may use, such as 0.5.")
+@parts.option("--pids-limit", metavar="N", type=int, help="The most processes it may have.")
+@parts.option(
     "--blkio-weight", metavar="N", type=click.IntRange(10, 1000), help="Its share of block devices, from 10 to 1000."
 )
 @options.IDS

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 import libctrd
-from libctrd.cli import options, output
+from libctrd.cli import options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("version")
+@parts.command("version")
 @options.FORMAT
 @click.pass_obj
 def command(settings: Settings, format: str | None) -> None:

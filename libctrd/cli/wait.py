@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from libctrd.cli import exits, options, output
+from libctrd.cli import exits, options, output, parts
 from libctrd.cli.group import Settings
 
 
-@click.command("wait")
+@parts.command("wait")
 @options.IDS
 @click.pass_obj
 def command(settings: Settings, ids: tuple[str, ...]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from libctrd import _system
+from libctrd import _checks
 from libctrd._checks import descriptors_left
 from libctrd.errors import InvalidArgumentError, UnsupportedError
 
@@ -21,7 +21,7 @@ def default_state_dir() -> str:
     Raises `InvalidArgumentError` when there is no such place.
     """
     if os.geteuid() == 0:
-        return os.path.join(_system.RUN, "ctrd")
+        return os.path.join(_checks.RUN, "ctrd")
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     if not runtime_dir:
         raise InvalidArgumentError(
@@ -95,7 +95,7 @@ _SAY = "say local:, local:/DIR, unix:///SOCKET, containerd:/DIR or serve:/DIR"
 
 
 def _local(root: str, runtime: str | None) -> tuple[Engine, str]:
-    _system.needs_linux("the local engine (address local:)")
+    _checks.needs_linux("the local engine (address local:)")
     from libctrd import reactor
     from libctrd.engine.local import LocalEngine
 
@@ -129,10 +129,10 @@ def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[
     from libctrd import reactor
     from libctrd.engine import cgroups
     from libctrd.engine.api import ApiEngine
-    from libctrd.engine.apioperations import server_version
+    from libctrd.engine.apioperations import awaited_version
 
     try:
-        server_version(channel)
+        awaited_version(channel)
     except UnsupportedError as error:
         raise UnsupportedError(
             f"what listens at {channel.address} is no containerd 1.x or 2.x, and does not speak the types.API of "
@@ -148,7 +148,7 @@ def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[
 
 
 def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engine, str]:
-    _system.needs_linux("a containerd of our own (address containerd:/DIR)")
+    _checks.needs_linux("a containerd of our own (address containerd:/DIR)")
     from libctrd import reactor
     from libctrd.engine import exitfile, private
     from libctrd.engine.channel import Channel
@@ -169,7 +169,7 @@ def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engin
 
 
 def _served(state_dir: str, runtime: str | None) -> tuple[Engine, str]:
-    _system.needs_linux("a ctrd serve of our own (address serve:/DIR)")
+    _checks.needs_linux("a ctrd serve of our own (address serve:/DIR)")
     from libctrd import reactor
     from libctrd.engine.api import ApiEngine
     from libctrd.engine.channel import Channel

@@ -20,7 +20,8 @@ import msgspec
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.engine import apifeed, apistart, apiwire, cgroups, exitfile, late, startmark, taskio
-from libctrd.engine.apioperations import CREATE_SECONDS, Operations, server_version
+from libctrd.engine.apihistory import History
+from libctrd.engine.apioperations import CREATE_SECONDS, drain, server_version
 from libctrd.engine.apitime import KeptTime
 from libctrd.engine.apiwire import API, ENGINE
 from libctrd.engine.base import (
@@ -41,14 +42,14 @@ from libctrd.errors import (
     DeadlineError,
     InvalidArgumentError,
     NotFoundError,
+    RuntimeFailedError,
     UnavailableError,
     UnsupportedError,
     from_os_error,
 )
 from libctrd.reactor import Reactor
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
-from libctrd.stdio import discard_fifos
-from libctrd.stdio import path as fifo_path
+from libctrd.state import INIT, UNKNOWN_EXIT, ExitStatus
+from libctrd.stdio import fifos_in
 
 if TYPE_CHECKING:
     from libctrd.engine.daemon import Daemon
@@ -63,14 +64,17 @@ SIGKILL = 9
 START_SECONDS = 30.0
 """How long a start that its client has left behind may go on: the daemon gives it up itself then."""
 END_SECONDS = 15.0
-MOMENT = 1.0
-"""How long the event of an end may come after the end."""
+
+_ENDED_AT_ONCE = "exec.fifo: no such file or directory"
+"""What runc's start says when the container has run and was deleted before runc came to remove that file: so it was
+started, and its end is to come. Where 0.2.9 forgets the container before it has seen that end, nobody knows it.
+"""
 
 _record_decoder = msgspec.json.Decoder(Record)
 _UNKNOWN = ExitStatus(UNKNOWN_EXIT, known=False)
 
 
-class ApiEngine(Operations):
+class ApiEngine(History):
     """Containers of the daemon that *channel* leads to. *base* is our directory for it; *runtime* for those that name
     none; *daemon* is the daemon itself when it is one of ours.
     """
@@ -85,7 +89,15 @@ class ApiEngine(Operations):
         self._default_runtime = runtime or ""
         self._late = late.Late(self._delete_late)
         self._kept = KeptTime(base)
-        self._feed = apifeed.Feed(channel, reactor, self._kept, self._containers, self._late.hurry, self._note_end)
+        self._feed = apifeed.Feed(
+            channel,
+            reactor,
+            self._kept,
+            self._containers,
+            self._pid_of_start,
+            self._late.hurry,
+            self._note_end,
+        )
         self._lock = threading.Lock()  # guards the locks of starts that are under way
         self._starting: dict[str, int] = {}
 
@@ -187,37 +199,12 @@ class ApiEngine(Operations):
             exitfile.write(where, status)
         return Snapshot("stopped", exit=status or exitfile.read(where) or _UNKNOWN)
 
-    def _stored_exit(self, id: str, since: int) -> ExitStatus | None:
-        """Its end, from the events after *since* that the daemon has kept. One whose start is among them has just ended
-        when its end is not: that is waited for a moment.
-        """
-        with self._feed.waiting(id) as waits:
-            stored = self._stored(id, since)
-            exits = [event for event in stored if event.type == "exit" and (event.pid or INIT) == INIT]
-            if exits:
-                return apiwire.exit_status(exits[-1])
-            if stored and waits.ended.wait(MOMENT):
-                return waits.status
-        return None
-
     def _since(self, id: str) -> int:
         """From when on events of that id are of the container that has it now."""
         try:
             return apiwire.nanoseconds_of(self._own_record(id).created_at)
         except NotFoundError:
             return 0
-
-    def last_event(self, id: str) -> Event | None:
-        """See `Engine.last_event`. An end or a pause counts however old it is: nobody may miss it for that a client has
-        handled it before it was killed, and `State` never tells of a pause.
-        """
-        stored = self._stored(id, self._since(id))
-        if not stored:
-            return None
-        last = stored[-1]
-        if last.type not in ("exit", "pause") and apiwire.nanoseconds(last.timestamp) <= self._kept.at_start:
-            return None
-        return Event(id, last.type, last.pid or INIT, apiwire.exit_status(last) if last.type == "exit" else None)
 
     # ---- a start -------------------------------------------------------------------------------------------------
 
@@ -324,7 +311,11 @@ class ApiEngine(Operations):
             with taskio.read_ends(stdout, "" if record.terminal else stderr):
                 doing = f"start container {record.id!r}"
                 reply = self._call("CreateContainer", wire, doing, CREATE_SECONDS, starting=True, whole=True)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, RuntimeFailedError) and _ENDED_AT_ONCE in str(error):
+                self._feed.started(record.id, INIT, 0)
+                self._feed.lost(record.id)
+                return 0
             self._feed.forget(record.id)
             raise
         pid = next((process.systemPid for process in reply.container.processes if process.pid == INIT), 0)
@@ -435,9 +426,8 @@ class ApiEngine(Operations):
             container = self._container(id)
             if container is None or (record is not None and container.bundlePath != record.bundle):
                 return
-            bundle = container.bundlePath
-            if any(os.path.lexists(fifo_path(bundle, INIT, stream)) for stream in ("stdout", "stderr")):
-                discard_fifos(bundle, INIT)
+            for name in {INIT, *fifos_in(container.bundlePath)}:  # its end comes after those of all its processes
+                drain(container.bundlePath, name)
             if container.status != "running":
                 waits.started.wait(START_SECONDS)
             try:

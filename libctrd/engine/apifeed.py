@@ -70,8 +70,9 @@ class Waits:
 class Feed:
     """Reads the events that come over *channel*. ``sink`` gets those of the processes in the table.
 
-    *state* asks the daemon for a container, ``""`` for all; *back* is called when it is back; *ended* gets the end of
-    every container and its time, of whoever it is.
+    *state* asks the daemon for a container, ``""`` for all; *pid_of_start* asks it for the pid of a process, by its
+    container, its name and the time of its start; *back* is called when it is back; *ended* gets the end of every
+    container and its time, of whoever it is.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Feed:
         reactor: Reactor,
         kept: KeptTime,
         state: Callable[[str], list[Any]],
+        pid_of_start: Callable[[str, str, int], int],
         back: Callable[[], None],
         ended: Callable[[str, int, ExitStatus], None],
     ) -> None:
@@ -87,6 +89,7 @@ class Feed:
         self._reactor = reactor
         self._kept = kept
         self._state = state
+        self._pid_of_start = pid_of_start
         self._back = back
         self._ended = ended
         self.sink: Sink = lambda event: None
@@ -361,10 +364,7 @@ class Feed:
             live = self._live.get((id, name))
             if live is not None or not 0 < self._everything_since < at:
                 return live is not None
-        pid = 0
-        with contextlib.suppress(CtrdError):  # it has ended again, which an event tells too
-            found = [process for container in self._state(id) for process in container.processes]
-            pid = next((process.systemPid for process in found if process.pid == name), 0)
-        self.sink(Event(id, kind, name, pid=pid))
-        self.add(id, name, since=at - 1, pid=pid or -1)
+        # Its pid is no part of the event. This thread, which all events come by, must not wait for an answer.
+        self.sink(Event(id, kind, name, find_pid=lambda: self._pid_of_start(id, name, at)))
+        self.add(id, name, since=at - 1, pid=-1)
         return True

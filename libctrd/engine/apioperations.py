@@ -5,19 +5,27 @@ An engine is made of them and of what has an order and a memory: starts, ends, e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
 import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from libctrd import ids, protos
 from libctrd.engine import apiwire, taskio
 from libctrd.engine.apiwire import API, ENGINE
-from libctrd.engine.base import Ends, ProcessSnapshot, unsupported
-from libctrd.errors import NotFoundError, RuntimeFailedError, UnsupportedError
+from libctrd.engine.base import Ends, so_already, unsupported
+from libctrd.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    RuntimeFailedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from libctrd.state import INIT, Stats
-from libctrd.stdio import STREAMS
+from libctrd.stdio import OUTPUTS, STREAMS, discard_fifos
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from libctrd.engine.channel import Channel
 
 STATE_SECONDS = 5.0
+STARTING_SECONDS = 10.0
 _NO_PIDS = "get all pids for container"
 CREATE_SECONDS = 35.0
 """The daemon itself gives up after 30."""
@@ -38,11 +47,45 @@ def server_version(channel: Channel) -> tuple[str, str]:
     return f"{reply.major}.{reply.minor}.{reply.patch}", reply.revision
 
 
+def awaited_version(channel: Channel) -> tuple[str, str]:
+    """`server_version`, once there is one: 0.2.9 serves before it knows that API, while it looks for its containers,
+    and tells only its health then. No event says when that is over: so it is asked again, a little later each time.
+    """
+    end = time.monotonic() + STARTING_SECONDS
+    for pause in _pauses():
+        try:
+            return server_version(channel)
+        except UnsupportedError:
+            if time.monotonic() > end or not _tells_health(channel):
+                raise
+        time.sleep(pause)
+    raise AssertionError("not reached")
+
+
+def _tells_health(channel: Channel) -> bool:
+    request = protos.message("grpc.health.v1.HealthCheckRequest")()
+    try:
+        channel.call("grpc.health.v1.Health/Check", request, doing="ask the daemon its health")
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two questions for what nothing announces."""
+    return itertools.chain((0.005, 0.01, 0.02, 0.04), itertools.repeat(0.08))
+
+
 def _is_fifo(path: str) -> bool:
     try:
         return stat.S_ISFIFO(os.lstat(path).st_mode)
     except OSError:
         return False  # it was removed
+
+
+def drain(bundle: str, process: str, streams: Iterable[str] = OUTPUTS) -> None:
+    """Throws away what is, and will be, in those fifos of a process that there are."""
+    discard_fifos(bundle, process, [stream for stream in streams if _is_fifo(fifo_path(bundle, process, stream))])
 
 
 class Operations:
@@ -73,6 +116,11 @@ class Operations:
             return self._channel.call(f"types.API/{name}", request, doing=doing, timeout=timeout, whole=whole)
         except RuntimeFailedError as error:
             raise apiwire.error_of(error, starting) from error.__cause__
+        except UnsupportedError as error:  # it did speak it when we connected
+            raise UnavailableError(
+                f"could not {doing}: the daemon at {self._channel.path} has just started and looks for its containers "
+                "still: try again"
+            ) from error
 
     # ---- what there is -------------------------------------------------------------------------------------------
 
@@ -85,7 +133,7 @@ class Operations:
         doing = f"look at container {id!r}" if id else "list the containers"
         request = API.StateRequest(id=ids.check(id) if id != "" else "")
         end = time.monotonic() + STATE_SECONDS
-        for pause in itertools.chain((0.005, 0.01, 0.02, 0.04), itertools.repeat(0.08)):
+        for pause in _pauses():
             try:
                 return list(self._call("State", request, doing).containers)
             except RuntimeFailedError as error:
@@ -106,46 +154,6 @@ class Operations:
         if found is None:
             raise NotFoundError(f"container {id!r} is not running: it has ended, was not started or does not exist")
         return found
-
-    def _stored(self, id: str, since: int) -> list[Any]:
-        """What the daemon has kept of a container's events after that time, in nanoseconds."""
-        request = apiwire.events_request(max(1, since), id, stored_only=True)
-        doing = f"read the events of container {id!r}"
-        return [
-            event
-            for event in self._channel.stream("types.API/Events", request, doing=doing, timeout=10.0)
-            if event.id == id
-        ]
-
-    def processes(self, id: str) -> list[ProcessSnapshot]:
-        """See `Engine.processes`: of those that have ended the daemon's events tell, and nobody has collected those
-        whose fifos are still there.
-        """
-        snapshot = self.snapshot(id)
-        if snapshot.status == "created":
-            return []
-        record = self.record(id)
-        init = ProcessSnapshot(INIT, snapshot.pid, snapshot.exit, record.terminal)
-        found = self._container(id)
-        further = {one.pid: one for one in found.processes if one.pid != INIT} if found is not None else {}
-        running = [ProcessSnapshot(one.pid, one.systemPid, terminal=one.terminal) for one in further.values()]
-        return [init, *running, *self._ended(record, {INIT, *further})]
-
-    def _ended(self, record: Record, running: set[str]) -> list[ProcessSnapshot]:
-        """Its further processes that have left fifos in its directory."""
-        try:
-            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
-        except OSError:
-            return []
-        names -= {"", *running}
-        if record.foreign or not names:
-            return []
-        ends = {
-            event.pid: apiwire.exit_status(event)
-            for event in self._stored(record.id, apiwire.nanoseconds_of(record.created_at))
-            if event.type == "exit"
-        }
-        return [ProcessSnapshot(name, exit=ends[name]) for name in sorted(names) if name in ends]
 
     def _process(self, id: str, name: str) -> Any:
         for process in self._running(id).processes:
@@ -185,6 +193,12 @@ class Operations:
         doing = f"send signal {number} to process {process!r} of container {id!r}"
         self._call("Signal", API.SignalRequest(id=id, pid=process, signal=number), doing)
 
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: a shim of 0.2.9 ends when it has copied all output into our fifos, of which it holds a
+        reading end itself, so that it never learns that there is no reader.
+        """
+        drain(self.record(id).bundle, process, streams)
+
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`. The input of a terminal is ended by what is typed for that, for the daemon does
         nothing there; it is told all the same.
@@ -202,13 +216,31 @@ class Operations:
 
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
-        self._feed.start()
-        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="paused"), f"pause container {id!r}")
+        self._change(id, "pause", "paused")
 
     def resume(self, id: str) -> None:
         """See `Engine.resume`."""
+        self._change(id, "resume", "running")
+
+    def _change(self, id: str, change: str, status: str) -> None:
         self._feed.start()
-        self._call("UpdateContainer", API.UpdateContainerRequest(id=id, status="running"), f"resume container {id!r}")
+        request = API.UpdateContainerRequest(id=id, status=status)
+        try:
+            self._call("UpdateContainer", request, f"{change} container {id!r}")
+        except (RuntimeFailedError, InvalidArgumentError) as error:
+            if self._is_so_already(id, change, str(error)):
+                raise so_already(id, change) from error
+            raise
+
+    def _is_so_already(self, id: str, change: str, said: str) -> bool:
+        """Does a refusal mean that? runc calls what is paused only "not running", which what has ended is as well."""
+        if change == "resume":
+            return "not paused" in said
+        if "not running" not in said:
+            return "paused already" in said
+        with contextlib.suppress(NotFoundError):
+            return self.snapshot(id).status == "paused"
+        return False
 
     def update(self, id: str, resources: dict[str, Any]) -> None:
         """See `Engine.update`."""
@@ -225,26 +257,3 @@ class Operations:
         )
         request = API.CreateCheckpointRequest(id=id, checkpoint=wanted, checkpointDir=where)
         self._call("CreateCheckpoint", request, f"checkpoint container {id!r}", CREATE_SECONDS, whole=True)
-
-    def checkpoints(self, id: str, directory: str = "") -> list[str]:
-        """The names of a container's checkpoints in *directory*, else in its bundle (C20)."""
-        request = API.ListCheckpointRequest(id=id, checkpointDir=directory)
-        found = self._call("ListCheckpoint", request, f"list the checkpoints of container {id!r}").checkpoints
-        return [checkpoint.name for checkpoint in found]
-
-    def delete_checkpoint(self, id: str, name: str, directory: str = "") -> None:
-        """Removes a checkpoint; one that is not there is success (C20)."""
-        request = API.DeleteCheckpointRequest(id=id, name=name, checkpointDir=directory)
-        self._call("DeleteCheckpoint", request, f"delete checkpoint {name!r} of container {id!r}")
-
-
-def healthy(channel: Channel, timeout: float) -> bool:
-    """Does the daemon say of itself that it serves? Raises what `Channel.call` does; a daemon without that service, as
-    those of other kinds are, has answered.
-    """
-    request = protos.message("grpc.health.v1.HealthCheckRequest")()
-    try:
-        reply = channel.call("grpc.health.v1.Health/Check", request, doing="ask the daemon its health", timeout=timeout)
-    except UnsupportedError:
-        return True
-    return bool(reply.status == 1)

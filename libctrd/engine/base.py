@@ -5,13 +5,13 @@ the client's. What an engine cannot do raises `UnsupportedError` naming itself (
 """
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
-from libctrd.errors import AlreadyExistsError, UnsupportedError
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnsupportedError
 from libctrd.state import INIT, Event, ExitStatus, Stats, Status
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class Engine(Protocol):
         """
 
     def last_event(self, id: str) -> Event | None:
-        """The last event of a container that there is since the time that was kept when this client began; without
-        such a time since ever (C22). An engine that keeps no events says how it is: paused or ended.
+        """The last event of a container since the time that was kept when this client began, else since ever (C22). An
+        engine that keeps no events says how it is: paused or ended.
         """
 
     def exec(self, request: ExecRequest) -> int:
@@ -219,6 +219,11 @@ class Engine(Protocol):
     def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
         """Sends a signal to one process, or to *everyone* in the container. `NotFoundError` when it has ended."""
 
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """Nobody takes these outputs (``stdout``, ``stderr``) of a process any more, which was sent SIGKILL. An engine
+        whose daemon tells its end only once they were read to theirs throws them away; others need not.
+        """
+
     def close_stdin(self, id: str, process: str) -> None:
         """The client will write no more (C7). `NotFoundError` when the process has ended."""
 
@@ -226,10 +231,10 @@ class Engine(Protocol):
         """Sets the size of its terminal, in characters."""
 
     def pause(self, id: str) -> None:
-        """Freezes it; its event follows."""
+        """Freezes it; its event follows. `InvalidArgumentError` when it is frozen already."""
 
     def resume(self, id: str) -> None:
-        """Thaws it; its event follows."""
+        """Thaws it; its event follows. `InvalidArgumentError` when it is not frozen."""
 
     def pids(self, id: str) -> list[int]:
         """The system pids of all processes in it."""
@@ -266,6 +271,12 @@ def how_it_is(id: str, snapshot: Snapshot) -> Event | None:
 def started_already(id: str) -> AlreadyExistsError:
     """The error of a second start."""
     return AlreadyExistsError(f"container {id!r} was started already: a container starts once")
+
+
+def so_already(id: str, change: str) -> InvalidArgumentError:
+    """The error of a pause of what is paused, or a resume of what is not: the same, whatever a runtime makes of it."""
+    state = "is paused already" if change == "pause" else "is not paused"
+    return InvalidArgumentError(f"could not {change} container {id!r}: it {state}")
 
 
 def unsupported(engine: str, what: str, instead: str = "") -> UnsupportedError:

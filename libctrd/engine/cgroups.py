@@ -6,15 +6,13 @@ The two exceptions remove: an empty cgroup of an ended container, and the freeze
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import zlib
 
 from libctrd import proc
+from libctrd._log import log
 from libctrd.errors import DeadlineError, NotFoundError
-
-log = logging.getLogger("libctrd")
 
 TOP = "/sys/fs/cgroup"
 UNIFIED = "/sys/fs/cgroup/unified"
@@ -49,7 +47,7 @@ def oom_kills(path: str) -> int:
     if not path:
         return 0
     try:
-        with open(os.path.join(memory(path), name), encoding="ascii") as file:
+        with open(os.path.join(memory(path), name), encoding="utf-8") as file:
             words = dict(line.split() for line in file)
     except (OSError, ValueError):
         return 0  # it has gone, or is not for us to see
@@ -73,7 +71,7 @@ def clear(path: str) -> None:
     """
     for top in directories(path):
         for directory, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+            with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
                 for pid in [int(line) for line in file]:
                     _kill(pid)
             if directory != top:
@@ -118,7 +116,7 @@ def thaw(pid: int) -> None:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
         if path is not None and path != "/":
-            with open(f"{TOP}/freezer{path}/freezer.state", "w", encoding="ascii") as state:
+            with open(f"{TOP}/freezer{path}/freezer.state", "w", encoding="utf-8") as state:
                 state.write("THAWED")
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended

@@ -381,25 +381,6 @@ class ContainerdEngine(Operations):
                 self._records[id] = record
         self._delete(id, force=True)
 
-    # ---- requests ------------------------------------------------------------------------------------------------
-
-    def pause(self, id: str) -> None:
-        """See `Engine.pause`."""
-        self._exits.subscribed()
-        request = protos.message("containerd.services.tasks.v1.PauseTaskRequest")(container_id=id)
-        self._call(f"{TASKS}/Pause", request, f"pause container {id!r}")
-
-    def resume(self, id: str) -> None:
-        """See `Engine.resume`."""
-        self._exits.subscribed()
-        request = protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id)
-        try:
-            self._call(f"{TASKS}/Resume", request, f"resume container {id!r}")
-        except RuntimeFailedError as error:
-            if "not paused" in str(error):
-                raise InvalidArgumentError(f"container {id!r} is not paused: there is nothing to resume") from error
-            raise
-
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def delete_process(self, id: str, process: str) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from libctrd import _system, proc
+from libctrd import _checks, proc
 from libctrd.errors import DeadlineError, NotFoundError
 from libctrd.state import INIT
 from libctrd.stdio import path as fifo_path
@@ -48,7 +48,7 @@ def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
 
 def _await(pid: int, end: float) -> None:
     """Returns when that process has ended, or when it is *end* by the monotonic clock."""
-    if not _system.LINUX:
+    if not _checks.LINUX:
         time.sleep(LOOK_SECONDS)  # nothing tells the end of another's child: who calls looks again
         return
     with contextlib.suppress(NotFoundError, DeadlineError):
@@ -63,7 +63,7 @@ def _shims(socket: str, namespace: str, id: str) -> list[int]:
     """The pids of the shims of that container, as far as they can be seen."""
     found = []
     wanted = {"-address": socket, "-namespace": namespace, "-id": id}
-    for pid, words in _in_proc() if _system.LINUX else _of_ps():
+    for pid, words in _in_proc() if _checks.LINUX else _of_ps():
         if "containerd-shim" in words[0] and wanted.items() <= dict(itertools.pairwise(words)).items():
             found.append(pid)
     return found

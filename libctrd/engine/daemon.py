@@ -209,6 +209,8 @@ class Daemon:
         if recorded is not None:
             return recorded
         pid = self._listener()
+        if pid is not None and not self._pid_file.is_for(pid) and launch.has_ended(pid, KILL_SECONDS):
+            pid = self._listener()  # one that was killed has no command any more when its socket still is there
         if pid is None:
             return None
         if not self._pid_file.is_for(pid):

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from libctrd import _system, ids, protos
+from libctrd import _checks, ids, protos
 from libctrd._worker import Worker
 from libctrd.engine import taskshim
 from libctrd.engine.base import ProcessSnapshot, Sink
@@ -178,7 +178,7 @@ class Exits:
         if self._state_dir is None and pid:
             self._state_dir = (
                 taskshim.state_dir_of(pid)
-                if _system.LINUX
+                if _checks.LINUX
                 else taskshim.state_dir_beside(self._channel.path, self._channel.namespace, id)
             )
 

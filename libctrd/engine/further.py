@@ -122,6 +122,11 @@ class Further(Orphans):
                 self._further.pop(id, None)
         return pid
 
+    def _orphaned_of(self, id: str) -> list[str]:
+        """Those of its further processes whose shim is gone and whose end was not told yet."""
+        with self._lock:
+            return [name for of, name in self._orphaned if of == id]
+
     def _process_ended(self, id: str, words: list[str]) -> None:
         """The shim has said so: NAME CODE SECONDS NANOSECONDS."""
         name, code, seconds, nanoseconds = words[0], *(int(word) for word in words[1:])

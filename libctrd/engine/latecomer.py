@@ -5,11 +5,11 @@ A part of `libctrd.engine.local.LocalEngine`.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING
 
+from libctrd._log import log
 from libctrd.engine import shim
 from libctrd.engine.base import Ends, how_it_is
 from libctrd.errors import CtrdError, NotFoundError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from libctrd.engine.newcomers import Newcomers as _Newcomers
     from libctrd.reactor import Reactor
 
-log = logging.getLogger("libctrd")
 
 _LETTERS = {"stdin": "i", "stdout": "o", "stderr": "e"}
 

@@ -128,6 +128,21 @@ def end(ref: proc.ProcessRef, signal: int, seconds: float) -> bool:
         os.close(pidfd)
 
 
+def has_ended(pid: int, seconds: float) -> bool:
+    """Whether that process, of any user, is gone or on its way out: then its end is waited for, up to *seconds*."""
+    try:
+        pidfd = proc.pidfd_open(pid)
+    except NotFoundError:
+        return True
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return not file.read(1) and readable(pidfd, seconds)
+    except OSError:
+        return readable(pidfd, seconds)
+    finally:
+        os.close(pidfd)
+
+
 def readable(fd: int, seconds: float) -> bool:
     """Whether *fd*, a pidfd at the end of its process for one, becomes readable within *seconds*."""
     look = select.poll()

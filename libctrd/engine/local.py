@@ -6,10 +6,9 @@ socket, the runtime's own state. So every process of this user sees every contai
 
 from __future__ import annotations
 
+import _socket as socket  # see `libctrd.engine.shim`
 import contextlib
-import logging
 import os
-import socket
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ import msgspec
 
 from libctrd import directory, ids
 from libctrd import spec as specs
-from libctrd.engine import cgroups, criu, shim
+from libctrd._log import log
+from libctrd.engine import cgroups, sealed, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -41,13 +41,13 @@ from libctrd.errors import (
     UnsupportedError,
     from_os_error,
 )
+from libctrd.fifo import growing_is_free
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
 if TYPE_CHECKING:
     from libctrd.images import Images
 
-log = logging.getLogger("libctrd")
 
 RECORD = "state.json"
 RECORD_VERSION = 1
@@ -57,9 +57,14 @@ _record_decoder = msgspec.json.Decoder(Record)  # see `libctrd._spec_check`
 
 
 class LocalEngine(Latecomer, LocalOperations):
-    """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none."""
+    """Containers of the state directory *root*. *runtime* names the OCI runtime for those that name none.
 
-    def __init__(self, root: str, reactor: Reactor, runtime: str | None = None) -> None:
+    *served*: by `ctrd serve`, whose clients do not wait for output. Then what a terminal has told last goes on into its
+    fifo when the container is deleted, while somebody may read it; and a container whose shim was killed is ended, see
+    `Orphans`.
+    """
+
+    def __init__(self, root: str, reactor: Reactor, runtime: str | None = None, *, served: bool = False) -> None:
         self.root = directory.check_state_dir(root)
         self.address = f"local:{self.root}"
         shim.reap_left()
@@ -67,6 +72,7 @@ class LocalEngine(Latecomer, LocalOperations):
         self._default_runtime = runtime
         Latecomer.__init__(self)
         LocalOperations.__init__(self)
+        self._served = served
         self._sink: Sink = lambda event: None
         # Guards the tables below. Callers put entries in; only the reactor's thread takes them out, when the shim
         # ends: it has read every packet by then, so no event is lost, and each process is reaped once.
@@ -112,8 +118,7 @@ class LocalEngine(Latecomer, LocalOperations):
         """See `Engine.record`."""
         path = os.path.join(self._directory(id), RECORD)
         try:
-            with open(path, "rb") as file:
-                record = _record_decoder.decode(file.read())
+            record = _record_decoder.decode(shim.read_whole(path))
         except FileNotFoundError as error:
             raise NotFoundError(
                 f"there is no container {id!r} in {self.root!r}: `ctrd ps` lists those there are"
@@ -208,8 +213,11 @@ class LocalEngine(Latecomer, LocalOperations):
 
     def claim(self, record: Record) -> None:
         """See `Engine.claim`. It leaves nothing: `create` decides, under the lock of the directory."""
-        if self.snapshot(record.id).status != "created":
+        where = self._directory(record.id)
+        if shim.was_started(where):
             raise started_already(record.id)
+        if not os.path.lexists(os.path.join(where, RECORD)):
+            self.record(record.id)  # which says that it is not there
 
     def unclaim(self, record: Record) -> None:
         """See `Engine.unclaim`."""
@@ -220,6 +228,8 @@ class LocalEngine(Latecomer, LocalOperations):
         where = self._directory(record.id)
         if not request.checkpoint:
             return self._create(request, where)
+        from libctrd.engine import criu  # few containers come from a checkpoint
+
         criu.require(record.runtime)
         keys = criu.kept(request.checkpoint, (request.stdin, request.stdout, request.stderr))
         with criu.configured(where, "inherit-fd", keys):
@@ -239,10 +249,17 @@ class LocalEngine(Latecomer, LocalOperations):
                 "p": request.no_pivot_root,
                 "r": request.auto_remove,
                 "a": request.attended,
+                "g": request.unattended != "hold" and growing_is_free(),
+                "f": self._served,
             }.items()
             if wanted
         )
         arguments = ["--memory-cgroup", cgroups.memory(record.cgroup)] if record.cgroup else []
+        if record.cgroup and record.plain:
+            arguments += ["--cgroup", record.cgroup]
+        copy = sealed.copy(record.runtime) if runtimes.find(record.runtime).works else None
+        if copy is not None:
+            flags += "s"
         for option, path in {"--stdin": request.stdin, "--stdout": request.stdout, "--stderr": request.stderr}.items():
             if path:
                 arguments += [option, path]
@@ -256,17 +273,17 @@ class LocalEngine(Latecomer, LocalOperations):
         with self._lock:
             self._starting.add(record.id)
         try:
-            return self._start(record, arguments, lock)
+            return self._start(record, arguments, lock, copy)
         finally:
             with self._lock:
                 self._starting.discard(record.id)
 
-    def _start(self, record: Record, arguments: list[str], lock: int) -> int:
+    def _start(self, record: Record, arguments: list[str], lock: int, copy: sealed.Copy | None) -> int:
         where = self._directory(record.id)
         try:
             if shim.was_started(where):
                 raise started_already(record.id)
-            starter = shim.Shim(where, arguments, lock)
+            starter = shim.Shim(where, arguments, lock, copy.fd if copy is not None else None)
         finally:
             os.close(lock)  # the shim has it now
         pid = starter.started()
@@ -330,14 +347,14 @@ class LocalEngine(Latecomer, LocalOperations):
     def _read(self, id: str, peer: socket.socket) -> None:
         """Called by the reactor's thread alone: takes one packet of a shim and hands on what it says."""
         try:
-            packet = peer.recv(shim.PACKET)
+            packet = self._packet(id, peer)
         except BlockingIOError:
             return
         except ConnectionResetError:
             return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
             self._shim_of_processes_gone(id)
-            if not self._take(id, peer) and not self._shim_gone(id):
+            if not self._take(id, peer) and not self._shim_gone(id, seen=True):
                 # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
                 self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
             return
@@ -355,6 +372,37 @@ class LocalEngine(Latecomer, LocalOperations):
             self._runs(id, int(rest.split()[-1]))
         elif word in ("pause", "resume", "oom"):
             self._sink(Event(id, word))  # type: ignore[arg-type]
+
+    def _packet(self, id: str, peer: socket.socket) -> bytes:
+        """The next one. None (`BlockingIOError`) of a shim whose end another thread waits for by now: see `_retire`."""
+        with self._lock:
+            starter = self._shims.get(id)
+            if peer is not (starter.socket if starter is not None else None) and peer is not self._watches.get(id):
+                raise BlockingIOError
+            return peer.recv(shim.PACKET, socket.MSG_DONTWAIT)
+
+    def _retire(self, id: str) -> shim.Shim | None:
+        """Takes a shim that this client has started, and that has told the exit, out of the reactor's hands.
+
+        Nothing but the reply to whoever takes it will come from it. The reactor reads under the same lock, and only
+        what is in the table: so not one byte of that goes to it, though it may just have been woken.
+        """
+        with self._lock:
+            starter = self._shims.get(id)
+            if starter is None or starter.socket not in self._told:
+                return None
+            del self._shims[id]
+            self._told.discard(starter.socket)
+            self._reactor.unwatch(starter.socket.fileno())
+            return starter
+
+    def _take_back(self, id: str, starter: shim.Shim) -> None:
+        """It did not end: the reactor waits for it again."""
+        starter.socket.setblocking(False)
+        with self._lock:
+            self._shims[id] = starter
+            self._told.add(starter.socket)
+        self._reactor.watch(starter.socket.fileno(), lambda _: self._read(id, starter.socket))
 
     def _take(self, id: str, peer: socket.socket) -> bool:
         """Takes *peer* out of its table and lets go of it. True when its end tells nothing more."""
@@ -383,15 +431,26 @@ class LocalEngine(Latecomer, LocalOperations):
         where = self._directory(id)
         if not os.path.isdir(where):  # another hand has removed it, or taken it away: its shim cannot be asked
             return
+        plain = not force and self._is_plain(id)
+        retired = None if force else self._retire(id)
         try:
+            if retired is not None:
+                retired.end(plain)
+                return
             with shim.connection(where) as peer:
-                shim.ask(peer, where, "undo" if force else "end" if self._delete_by_hand(id) else "delete")
-                peer.settimeout(None)
-                with contextlib.suppress(ConnectionResetError):  # that is its end as well
-                    while peer.recv(shim.PACKET):
-                        pass
+                if force:
+                    shim.ask(peer, where, "undo")
+                    shim.until_gone(peer)
+                else:
+                    shim.end(peer, where, plain)
         except NotFoundError:
+            if retired is not None:
+                retired.ended()
             self._delete_orphan(id, where)
+        except BaseException:
+            if retired is not None:
+                self._take_back(id, retired)
+            raise
         with self._lock:
             starter = self._shims.get(id)
         if starter is not None:
@@ -402,19 +461,15 @@ class LocalEngine(Latecomer, LocalOperations):
                 if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
                     cgroups.clear(cgroup)
 
+    def _is_plain(self, id: str) -> bool:
+        try:
+            return self.record(id).plain
+        except NotFoundError:
+            return False
+
     def _own_cgroup(self, id: str) -> str:
         """The cgroup that a container gets when its spec names none: it is that container's alone."""
         return f"/ctrd-{cgroups.mark(self.root)}-{id}"
-
-    def _delete_by_hand(self, id: str) -> bool:
-        """Removes the cgroups of an ended container, all that a runtime leaves outside of our directory; its own two
-        files lie in it and go with it. False when the runtime must do it: it or the spec is not of the known kind, or
-        a cgroup is not empty. To call the runtime costs half of a bare run of it again.
-        """
-        record = self.record(id)
-        if not record.plain or not record.cgroup or shim.read_exit(self._directory(id)) is None:
-            return False
-        return cgroups.remove(record.cgroup)
 
     def stop_daemon(self) -> None:
         """See `Engine.stop_daemon`: there is none."""

@@ -6,18 +6,19 @@ A part of `libctrd.engine.local.LocalEngine`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from libctrd import directory
 from libctrd import spec as specs
-from libctrd.engine import criu, shim, usage
-from libctrd.engine.base import Spec, unsupported
+from libctrd.engine import shim
+from libctrd.engine.base import Spec, so_already, unsupported
 from libctrd.engine.further import Further, write_new
-from libctrd.errors import NotFoundError, RuntimeFailedError
+from libctrd.errors import NotFoundError, RuntimeFailedError, UnavailableError
 from libctrd.state import INIT, Stats
 
 _T = TypeVar("_T")
@@ -40,6 +41,9 @@ class LocalOperations(Further):
         except NotFoundError:
             self._signal_orphan(id, number, process)
 
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: the shim tells the end when it comes."""
+
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
         shim.request(self._directory(id), f"close-stdin{_named(process)}")
@@ -50,18 +54,30 @@ class LocalOperations(Further):
 
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
-        shim.request(self._directory(id), "pause")
+        self._change(id, "pause")
 
     def resume(self, id: str) -> None:
         """See `Engine.resume`."""
-        shim.request(self._directory(id), "resume")
+        self._change(id, "resume")
+
+    def _change(self, id: str, change: str) -> None:
+        try:
+            shim.request(self._directory(id), change)
+        except UnavailableError as error:
+            if error.errno == errno.EALREADY:
+                raise so_already(id, change) from error
+            raise
 
     def pids(self, id: str) -> list[int]:
         """See `Engine.pids`."""
+        from libctrd.engine import usage  # no start comes here
+
         return self._usage(id, usage.pids)
 
     def stats(self, id: str) -> Stats:
         """See `Engine.stats`."""
+        from libctrd.engine import usage  # no start comes here
+
         return self._usage(id, usage.stats)
 
     def _usage(self, id: str, look: Callable[[str], _T]) -> _T:
@@ -84,6 +100,8 @@ class LocalOperations(Further):
 
     def checkpoint(self, id: str, path: str, leave_running: bool) -> None:
         """See `Engine.checkpoint`."""
+        from libctrd.engine import criu  # few containers are ever checkpointed
+
         runtime = self.record(id).runtime
         criu.require(runtime)
         criu.prepare(id, path)
@@ -103,6 +121,8 @@ class LocalOperations(Further):
 
     def _streams(self, id: str) -> dict[str, int]:
         """The fifos of init that its processes have open, as a checkpoint names them."""
+        from libctrd.engine import criu  # see `checkpoint`
+
         init = self.snapshot(id).pid
         ends = shim.descriptors(self._directory(id))
         try:

@@ -8,17 +8,15 @@ directory is looked at again.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 
 from libctrd import ids
+from libctrd._log import log
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, NotFoundError, from_os_error
 from libctrd.inotify import CREATE, DIRECTORY, IGNORED, MOVED_TO, OVERFLOW, Inotify
 from libctrd.reactor import Reactor
-
-log = logging.getLogger("libctrd")
 
 
 class Newcomers:

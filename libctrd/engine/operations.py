@@ -9,18 +9,19 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from libctrd import ids, protos
 from libctrd.engine import metrics
-from libctrd.engine.base import Ends, ProcessSnapshot
+from libctrd.engine.base import Ends, ProcessSnapshot, so_already
 from libctrd.engine.channel import Channel
 from libctrd.engine.exits import STOPPED, TASKS, Exits, exec_id, exit_status
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
-from libctrd.stdio import STREAMS
+from libctrd.stdio import STREAMS, fifos_in
 
 if TYPE_CHECKING:
     from libctrd.engine.base import Record, Snapshot
@@ -30,6 +31,8 @@ CREATE_SECONDS = 35.0  # the shim itself gives up after 30
 
 _ENDED = re.compile(r"cannot \w+( in)? a (stopped|deleted) (container|process|state)|process already finished")
 """How a shim refuses what would need a running process."""
+_SO_ALREADY = re.compile(r"cannot (pause a paused|resume a running) |not paused")
+"""How it, or the runtime, refuses to pause what is paused and to resume what is not."""
 
 
 def _is_fifo(path: str) -> bool:
@@ -71,12 +74,8 @@ class Operations:
 
     def _with_fifos(self, record: Record, known: set[str]) -> list[ProcessSnapshot]:
         """The further processes that have fifos in the container's directory, but for those that are *known*."""
-        try:
-            names = {name.rpartition("-std")[0] for name in os.listdir(record.bundle) if "-std" in name}
-        except OSError:
-            return []  # of a container of another program there is none
         found = []
-        for name in sorted(names - known - {INIT, ""}):
+        for name in sorted(fifos_in(record.bundle) - known - {INIT}):
             with contextlib.suppress(NotFoundError, InvalidArgumentError):  # they are left of one that has gone
                 process = self._get(record.id, name)
                 end = exit_status(process.exit_status, process.exited_at) if process.status == STOPPED else None
@@ -106,6 +105,9 @@ class Operations:
         )
         self._call(f"{TASKS}/Kill", request, f"send signal {number} to process {process!r} of container {id!r}")
 
+    def discard(self, id: str, process: str, streams: Iterable[str]) -> None:
+        """See `Engine.discard`: containerd tells the end when it comes."""
+
     def close_stdin(self, id: str, process: str) -> None:
         """See `Engine.close_stdin`."""
         request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
@@ -119,6 +121,24 @@ class Operations:
             container_id=id, exec_id=exec_id(process), width=width, height=height
         )
         self._call(f"{TASKS}/ResizePty", request, f"resize the terminal of process {process!r} of container {id!r}")
+
+    def pause(self, id: str) -> None:
+        """See `Engine.pause`."""
+        self._change(id, "Pause", protos.message("containerd.services.tasks.v1.PauseTaskRequest")(container_id=id))
+
+    def resume(self, id: str) -> None:
+        """See `Engine.resume`."""
+        self._change(id, "Resume", protos.message("containerd.services.tasks.v1.ResumeTaskRequest")(container_id=id))
+
+    def _change(self, id: str, method: str, request: Any) -> None:
+        self._exits.subscribed()
+        change = method.lower()
+        try:
+            self._call(f"{TASKS}/{method}", request, f"{change} container {id!r}")
+        except RuntimeFailedError as error:
+            if _SO_ALREADY.search(str(error)):  # a shim has no code for that either
+                raise so_already(id, change) from error
+            raise
 
     def attach(self, id: str, process: str) -> Ends:
         """See `Engine.attach`. What its shim writes into is what it was told at the start, and stays so."""

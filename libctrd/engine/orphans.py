@@ -1,11 +1,13 @@
 """Containers of the local engine whose shim was killed: they run on, can be ended, and nobody will know how they did.
 
+For `ctrd serve` they are ended instead, as the daemon of containerd 0.2 does it: with SIGKILL, and that is told as the
+end of each of their processes (137).
+
 A part of `libctrd.engine.local.LocalEngine`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -13,15 +15,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from libctrd import proc
+from libctrd._log import log
 from libctrd.engine import cgroups, shim
 from libctrd.errors import CtrdError, NotFoundError
-from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
+from libctrd.state import INIT, KILLED_EXIT, UNKNOWN_EXIT, Event, ExitStatus
 
 if TYPE_CHECKING:
     from libctrd.engine.base import Record, Sink, Snapshot
     from libctrd.reactor import Reactor
-
-log = logging.getLogger("libctrd")
 
 
 class Orphans:
@@ -29,6 +30,7 @@ class Orphans:
 
     _reactor: Reactor
     _sink: Sink
+    _served: bool
 
     if TYPE_CHECKING:
 
@@ -36,12 +38,14 @@ class Orphans:
         def snapshot(self, id: str) -> Snapshot: ...
         def _further_pid(self, id: str, name: str) -> int: ...
         def _told_end(self, id: str, name: str) -> int: ...
+        def _orphaned_of(self, id: str) -> list[str]: ...
         def _arguments(self, record: Record, flags: str) -> list[str]: ...
 
-    def _shim_gone(self, id: str) -> bool:
+    def _shim_gone(self, id: str, seen: bool = False) -> bool:
         """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
 
-        False when there is nothing that could be told: it was removed meanwhile.
+        *seen*: it served until this moment, so that it was killed. Else nobody knows what came first. False when there
+        is nothing that could be told: it was removed meanwhile.
         """
         try:
             snapshot = self.snapshot(id)
@@ -54,31 +58,50 @@ class Orphans:
             return False
         if snapshot.exit is None or not snapshot.exit.known:
             log.warning("the shim of container %s is gone: the exit code is not known", id)
-        if snapshot.exit is not None:
-            self._sink(Event(id, "exit", INIT, snapshot.exit))
-        else:
+        if snapshot.exit is None:
             self._watch_orphan(id, snapshot.pid)
+        elif self._served and seen and not snapshot.exit.known:
+            self._tell_orphan(id, INIT)
+        else:
+            self._sink(Event(id, "exit", INIT, snapshot.exit))
         return True
 
     def _watch_orphan(self, id: str, pid: int, name: str = INIT) -> None:
-        """Tells the end of a process that nobody is the parent of, when it comes: its code nobody will know."""
+        """Tells the end of a process that nobody is the parent of, when it comes, and brings it about if that is
+        wanted.
+        """
         try:
             if not pid:
                 raise NotFoundError("it has never been known")
             pidfd = proc.pidfd_open(pid)
         except NotFoundError:
-            self._told_end(id, name)
-            self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, known=False)))
+            self._tell_orphan(id, name)
             return
 
         def ended(_: int) -> None:
             self._reactor.unwatch(pidfd)
             os.close(pidfd)
-            now = datetime.now(timezone.utc)
-            self._told_end(id, name)
-            self._sink(Event(id, "exit", name, ExitStatus(UNKNOWN_EXIT, exited_at=now, known=False)))
+            # Where init was quicker it is told already.
+            if name == INIT or not self._served or name in self._orphaned_of(id):
+                self._tell_orphan(id, name, datetime.now(timezone.utc))
 
         self._reactor.watch(pidfd, ended, select.POLLIN)
+        if self._served:
+            try:
+                self._send(id, pid, pidfd, signal.SIGKILL)
+            except CtrdError as error:
+                log.debug("process %s of container %s, whose shim is gone, is not killed: %s", name, id, error)
+
+    def _tell_orphan(self, id: str, name: str, at: datetime | None = None) -> None:
+        """Nobody will know how it has ended; when it was killed for that its shim was, then at least that is told, and
+        of the others before it is told of init.
+        """
+        if name == INIT and self._served:
+            for other in self._orphaned_of(id):
+                self._tell_orphan(id, other, at)
+        code = KILLED_EXIT if self._served else UNKNOWN_EXIT
+        self._told_end(id, name)
+        self._sink(Event(id, "exit", name, ExitStatus(code, exited_at=at, known=False)))
 
     def _signal_orphan(self, id: str, number: int, name: str) -> None:
         """Sends a signal to a process of a container whose shim was killed. `NotFoundError` if it has ended, or where
@@ -90,14 +113,21 @@ class Orphans:
         if pidfd < 0:
             raise NotFoundError(f"{what} is not running any more")
         try:
-            # Looked at again, now that the pid cannot become another's.
-            if not cgroups.holds(self.record(id).cgroup, pid):
-                raise NotFoundError(f"{what} is not running any more")
-            proc.pidfd_send_signal(pidfd, number)
-            if number == signal.SIGKILL:
-                cgroups.thaw(pid)
+            self._send(id, pid, pidfd, number)
+        except NotFoundError as error:
+            raise NotFoundError(f"{what} is not running any more") from error
         finally:
             os.close(pidfd)
+
+    def _send(self, id: str, pid: int, pidfd: int, number: int) -> None:
+        """Sends a signal to the process *pid* of a container, if it is in there: looked at now that *pidfd* is open, so
+        that the pid cannot become another's.
+        """
+        if not cgroups.holds(self.record(id).cgroup, pid):
+            raise NotFoundError(f"process {pid} is not of container {id!r} any more")
+        proc.pidfd_send_signal(pidfd, number)
+        if number == signal.SIGKILL:
+            cgroups.thaw(pid)
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""

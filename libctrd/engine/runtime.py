@@ -1,7 +1,6 @@
 """Which OCI runtime to use here, found out once a boot: crun if it works, else runc, or the one that is named."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-import logging
 import os
 import threading
 from typing import Any, Final
@@ -11,10 +10,10 @@ from msgspec import Struct
 
 from libctrd import proc
 from libctrd import spec as specs
+from libctrd._log import log
 from libctrd.engine import shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
-
-log = logging.getLogger("libctrd")
+from libctrd.locks import Locks
 
 PREFERRED = ("crun", "runc")
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -99,19 +98,25 @@ def output_of(*command: str) -> str:
 def _tried(path: str) -> Runtime:
     """What was found out about *path* since this boot, or is found out now."""
     status = os.stat(path)
-    key = f"{path}:{status.st_mtime_ns}:{status.st_size}:{proc.boot_id()}"
-    with _lock:
-        if key not in _known:
-            known = _remembered()
-            if key not in known:
-                known = {k: v for k, v in known.items() if k.endswith(proc.boot_id())} | {key: _try(path)}
-                _remember(known)
-            _known[key] = known[key]
-        return _known[key]
+    program = f"{path}:{status.st_mtime_ns}:{status.st_size}"
+    with _trying.holding(program):
+        if program not in _known:
+            boot = proc.boot_id()
+            key = f"{program}:{boot}"
+            found = _remembered().get(key) or _try(path)
+            with _lock:
+                known = {k: v for k, v in _remembered().items() if k.endswith(boot)}
+                if key not in known:
+                    _remember(known | {key: found})
+                _known[program] = found
+        return _known[program]
 
 
-_known: dict[str, Runtime] = {}
-_lock = threading.Lock()  # held while a runtime is tried: whoever else wants to know waits, instead of trying it too
+_known: dict[str, Runtime] = {}  # by program: a process sees one boot
+# Held while a runtime is tried: whoever else wants to know of that one waits, instead of trying it too. It may take its
+# minute, so nobody waits who asks for another.
+_trying = Locks()
+_lock = threading.Lock()  # held while what was found out is written down
 
 
 def _memory() -> str:

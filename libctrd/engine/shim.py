@@ -1,12 +1,13 @@
 """The client's side of the shim: to start one, to talk to one. The protocol is told at the top of ``pyx/shim.c``."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
-import array
+
+# The compiled half of `socket` has all that is used of it here. The other half makes enumerations of its constants, and
+# brings `selectors` along: as long to import as a fifth of all modules of ours, each time that `ctrd run` is called.
+import _socket as socket
 import contextlib
 import errno
-import glob
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -51,6 +52,19 @@ def exit_status(code: int, oom: bool, seconds: int, nanoseconds: int) -> ExitSta
     return ExitStatus(code, oom, _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000))
 
 
+def read_whole(path: str) -> bytes:
+    """What is in a file of a container's state: in three calls of the system, for it is read at each of its steps."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = block = os.read(fd, 65536)
+        while len(block) == 65536:
+            block = os.read(fd, 65536)
+            content += block
+        return content
+    finally:
+        os.close(fd)
+
+
 class _ExitRecord(msgspec.Struct):
     code: int
     oom_killed: bool
@@ -64,8 +78,7 @@ _exit_decoder = msgspec.json.Decoder(_ExitRecord)  # see `libctrd._spec_check`
 def read_exit(directory: str) -> ExitStatus | None:
     """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
     try:
-        with open(os.path.join(directory, EXIT_RECORD), "rb") as file:
-            record = _exit_decoder.decode(file.read())
+        record = _exit_decoder.decode(read_whole(os.path.join(directory, EXIT_RECORD)))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -87,6 +100,8 @@ _process_exit_decoder = msgspec.json.Decoder(_ProcessExitRecord)
 
 def read_process_exits(directory: str) -> dict[str, ExitStatus]:
     """How the further processes have ended whose end nobody has collected yet, by name, from their records."""
+    import glob  # only a look at further processes comes here
+
     found = {}
     for path in glob.glob(os.path.join(glob.escape(directory), PROCESS_RECORD)):
         try:
@@ -126,14 +141,17 @@ def connection(directory: str) -> Iterator[socket.socket]:
         peer.close()
 
 
-def connect(directory: str) -> socket.socket:
-    """Like `connection`, for one that is kept. The path may be longer than a socket's may be: it goes by descriptor."""
+def connect(directory: str, name: str = SOCKET) -> socket.socket:
+    """Like `connection`, for one that is kept. The path may be longer than a socket's may be: it goes by descriptor.
+
+    *name* is that of the socket, for another program of ours than a container's shim.
+    """
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             peer.settimeout(REPLY_SECONDS)
-            peer.connect(f"/proc/self/fd/{handle}/{SOCKET}")
+            peer.connect(f"/proc/self/fd/{handle}/{name}")
         finally:
             os.close(handle)
     except OSError as error:
@@ -158,17 +176,47 @@ def ask(peer: socket.socket, directory: str, text: str, doing: str = "") -> str:
 
     *doing* says in an error what was tried, in the place of *text*.
     """
+    reply = _exchange(peer, directory, text)
+    check(reply, directory, doing or text)
+    return reply
+
+
+def end(peer: socket.socket, directory: str, plain: bool) -> None:
+    """Has the shim of an ended container remove what the runtime holds of it; returns when the shim has ended, too.
+
+    When it is *plain* that a runtime leaves nothing but its cgroups the shim can do that by itself, unless there is
+    something in one of them. To call the runtime costs half of a bare run of it again.
+    """
+    if not plain or _exchange(peer, directory, "end") == f"error {errno.EBUSY}":
+        ask(peer, directory, "delete")
+    until_gone(peer)
+
+
+def until_gone(peer: socket.socket) -> None:
+    """Returns when the shim, which has been asked to end, has closed its side."""
+    peer.settimeout(None)
+    with contextlib.suppress(ConnectionResetError):  # that is its end as well
+        while peer.recv(PACKET):
+            pass
+
+
+_EVENTS = ("oom", "pause", "resume", "process", "ended")
+"""What comes unasked over a connection that watches, and may lie before the reply."""
+
+
+def _exchange(peer: socket.socket, directory: str, text: str) -> str:
     try:
         peer.sendall(text.encode())
-        reply = peer.recv(PACKET).decode("utf-8", "replace")
+        while True:
+            reply = peer.recv(PACKET).decode("utf-8", "replace")
+            if reply.partition(" ")[0] not in _EVENTS:
+                return reply
     except TimeoutError as error:
         raise DeadlineError(
             f"the shim in {directory!r} did not answer {text!r} within {REPLY_SECONDS:g} s: the OCI runtime hangs"
         ) from error
     except OSError as error:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}") from error
-    check(reply, directory, doing or text)
-    return reply
 
 
 def check(reply: str, directory: str, text: str) -> None:
@@ -265,6 +313,8 @@ def descriptors(directory: str, process: str = "") -> dict[str, int]:
     """The client's ends of the fifos of ``init``, or of another *process*, handed over by the shim: ``i``, ``o``, ``e``
     to a descriptor that is ours now.
     """
+    import array  # only an attach comes here
+
     with connection(directory) as peer:
         peer.sendall(f"fds {process}".rstrip().encode())
         fds = array.array("i")
@@ -295,11 +345,14 @@ def reap_left() -> None:
 class Shim:
     """A shim that this process has started: its pid, and the socket on which it reports."""
 
-    def __init__(self, directory: str, arguments: list[str], locked: int | None = None) -> None:
+    def __init__(
+        self, directory: str, arguments: list[str], locked: int | None = None, sealed: int | None = None
+    ) -> None:
         """Starts one. *arguments* are its command line. It is not waited for; see `started`.
 
         *locked* is a descriptor of *directory* with its lock (`directory.lock`). The shim gets a copy and the lock with
-        it: it lets go of that once it serves its socket, though its starter may have been killed by then.
+        it: it lets go of that once it serves its socket, though its starter may have been killed by then. *sealed* is a
+        descriptor of the runtime's sealed copy (`libctrd.engine.sealed`), when the arguments say that there is one.
         """
         reap_left()
         self.directory = directory
@@ -309,13 +362,13 @@ class Shim:
         except OSError as error:
             raise from_os_error(error, f"make the socket to the shim of {directory!r} (socketpair)") from error
         try:
-            with its:
+            with contextlib.closing(its):
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 handle = os.open(directory, flags) if locked is None else locked
                 try:
                     self.pid = proc.spawn(
                         [PROGRAM, *arguments],
-                        fds={3: its.fileno(), 4: handle},
+                        fds={3: its.fileno(), 4: handle} | ({} if sealed is None else {5: sealed}),
                         env={**environment_for_runtime(), CRIU_VARIABLE: os.path.join(directory, CRIU_FILE)},
                         new_session=True,
                     )
@@ -365,6 +418,12 @@ class Shim:
                 pass
         self.ended()
 
+    def end(self, plain: bool) -> None:
+        """Like the function `end`, over the socket of a shim that nobody else reads any more."""
+        self.socket.settimeout(REPLY_SECONDS)
+        end(self.socket, self.directory, plain)
+        self.ended()
+
     def let_go(self) -> None:
         """Closes the socket; the shim goes on, and is reaped by whoever comes next after it has ended."""
         self.socket.close()
@@ -378,7 +437,10 @@ class Shim:
 
 
 def environment_for_runtime() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
+    env = dict(os.environ)
+    for name in _NOT_HANDED_ON:
+        env.pop(name, None)
+    return env
 
 
 def undo(directory: str, arguments: list[str]) -> None:

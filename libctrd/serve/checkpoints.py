@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from libctrd import ids
+from libctrd.directory import subdirectories
 from libctrd.errors import from_os_error
 from libctrd.serve.wire import API
 
@@ -65,17 +66,14 @@ def describe(path: str, wanted: Any) -> None:
 
 def found(directory: str) -> list[Any]:
     """Those in *directory*. Raises `NotFoundError` when that is not there."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-    except OSError as error:
-        raise from_os_error(error, f"list the checkpoints in {directory!r}") from error
-    return [_one(directory, name) for name in names]
+    return [_one(path) for path in subdirectories(directory)]
 
 
-def _one(directory: str, name: str) -> Any:
+def _one(path: str) -> Any:
     """One that another program has made is told with what is always so."""
+    name = os.path.basename(path)
     try:
-        with open(os.path.join(directory, name, _DESCRIPTION), "rb") as file:
+        with open(os.path.join(path, _DESCRIPTION), "rb") as file:
             known = _decoder.decode(file.read())
     except (OSError, msgspec.MsgspecError):
         known = _Description(name)

@@ -119,7 +119,7 @@ class Server:
             path = self.path if handed is None else os.path.join(self._state_dir, ".serve", "sock")
             sockets.make_room(path)
             events = EventLog(os.path.join(self._state_dir, ".serve", "events.log"))
-            engine = LocalEngine(self._state_dir, reactor.shared(), self._runtime)
+            engine = LocalEngine(self._state_dir, reactor.shared(), self._runtime, served=True)
             self._events = events
             self._service = Service(engine, events, f"libctrd {libctrd.__version__}", self._publish)
             self._metrics = Metrics(self._metrics_address, lambda: len(engine.records()))

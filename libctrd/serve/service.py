@@ -2,7 +2,8 @@
 
 A container that came by this API is in the state directory like every other: its record and its ``config.json``, which
 is the caller's with its paths made absolute; and beside them ``served``, what that API wants to hear again. The
-caller's bundle is only read, his fifos are opened where he has made them.
+caller's bundle is only read, his fifos are opened where he has made them. What he has not read of them when a process
+has ended is kept for him (``keeper.py``), though the exit is told and the container is gone.
 
 **Order.** The lock of a container's id is held while it is created, while a process is added, and while an exit is
 handled: so its start is told before its end, however soon that comes. An exit is promised in the log first, then the
@@ -16,29 +17,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd.engine import details
 from libctrd.engine.base import CreateRequest, ExecRequest, ProcessSnapshot, Record, Wanted
+from libctrd.engine.further import write_new
 from libctrd.engine.local import RECORD, LocalEngine
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, from_os_error
 from libctrd.events import Lanes
 from libctrd.locks import Locks
 from libctrd.serve import checkpoints, wire
+from libctrd.serve.changes import Changes
+from libctrd.serve.descriptions import Descriptions
 from libctrd.serve.eventlog import Entry, EventLog
+from libctrd.serve.keeper import Keeper
 from libctrd.serve.wire import API
-from libctrd.state import INIT, Event
+from libctrd.state import INIT, UNKNOWN_EXIT, Event
 
 log = logging.getLogger("libctrd")
 
-SERVED: Final = "served"
 VERSION: Final = (0, 2, 3)
 """What release 0.2.9 says of itself."""
 CHANGE_SECONDS: Final = 10.0
@@ -65,11 +67,11 @@ class Service:
         self._events = events
         self._revision = revision
         self._publish = publish
+        self._descriptions = Descriptions(engine)
+        self._keeper = Keeper(engine.root, os.path.join(engine.root, ".serve"))
         self._locks = Locks()
         self._lanes = Lanes("ctrd-serve")
-        # How many pauses and resumes of a container were told: a change is answered after its event.
-        self._told = threading.Condition()
-        self._changes: dict[tuple[str, str], int] = {}
+        self._changes = Changes()
         engine.subscribe(self._on_event)
 
     # ---- the beginning and the end -------------------------------------------------------------------------------
@@ -161,9 +163,8 @@ class Service:
                 wanted = Wanted(request.runtime or None, arguments)
                 record, spec = self._engine.plan(request.id, where, spec, wanted)
                 config = specs.encode(spec)
-                _write(os.path.join(where, "config.json"), config)
-                served = self._describe(request, spec, record.runtime)
-                _write(os.path.join(where, SERVED), served.SerializeToString())
+                write_new(os.path.join(where, "config.json"), config)
+                served = self._descriptions.begin(request, spec, record.runtime, where)
                 self._engine.reserve(record, config)
             except BaseException:
                 directory.remove_tree(where)
@@ -184,12 +185,14 @@ class Service:
                         checkpoint=checkpoint,
                     )
                 )
-            except BaseException:
+            except BaseException as error:
                 self._remove(record, force=True)
+                if isinstance(error, NotFoundError) and error.errno is None:  # of a path it has a number
+                    raise Refusal("containerd: shim exited before container process was started") from error
                 raise
             served.status = "running"
             served.processes[0].systemPid = pid
-            self._keep(record.id, served)
+            self._descriptions.keep(served)
             self._tell("start-container", record)
         return API.CreateContainerResponse(container=served)
 
@@ -245,10 +248,10 @@ class Service:
                     record, request.pid, document, request.terminal, request.stdin, request.stdout, request.stderr
                 )
             )
-            served = self._served(record.id)
+            served = self._descriptions.of(record.id)
             stdio = (request.stdin, request.stdout, request.stderr)
             served.processes.append(wire.process_of_spec(document, name=request.pid, system_pid=pid, stdio=stdio))
-            self._keep(record.id, served)
+            self._descriptions.keep(served)
             self._tell("start-process", record, request.pid)
         return API.AddProcessResponse(systemPid=pid)
 
@@ -258,7 +261,7 @@ class Service:
         if not wanted.name:
             raise Refusal("checkpoint name cannot be empty")
         self._known(request.id)
-        path = checkpoints.path(self._bundle(request.id), request.checkpointDir, wanted.name)
+        path = checkpoints.path(self._descriptions.bundle(request.id), request.checkpointDir, wanted.name)
         with self._locks.holding(request.id):
             checkpoints.make_parent(path)
             self._engine.checkpoint(request.id, path, not wanted.exit)
@@ -270,7 +273,9 @@ class Service:
         self._known(request.id)
         if not request.name:
             raise Refusal("checkpoint name cannot be empty")
-        directory.remove_tree(checkpoints.path(self._bundle(request.id), request.checkpointDir, request.name))
+        directory.remove_tree(
+            checkpoints.path(self._descriptions.bundle(request.id), request.checkpointDir, request.name)
+        )
         return API.DeleteCheckpointResponse()
 
     def list_checkpoint(self, request: Any) -> Any:
@@ -279,7 +284,7 @@ class Service:
             self._known(request.id)
         except Refusal as error:
             raise Refusal("no such containers", grpc.StatusCode.NOT_FOUND) from error
-        found = checkpoints.found(checkpoints.parent(self._bundle(request.id), request.checkpointDir))
+        found = checkpoints.found(checkpoints.parent(self._descriptions.bundle(request.id), request.checkpointDir))
         return API.ListCheckpointResponse(checkpoints=found)
 
     def state(self, request: Any) -> Any:
@@ -288,7 +293,7 @@ class Service:
         containers = []
         for record in records:
             try:
-                containers.append(self._container(record))
+                containers.append(self._descriptions.now(record))
             except NotFoundError:
                 if request.id:
                     raise Refusal(_NO_CONTAINER) from None
@@ -321,14 +326,11 @@ class Service:
         raise Refusal(_NO_PROCESS)
 
     def _change(self, id: str, change: str) -> None:
-        """Pauses or resumes it; returns once that was told, so that the event comes before the answer."""
-        key = (id, change)
-        with self._locks.holding(id):
-            with self._told:
-                before = self._changes.get(key, 0)
-            (self._engine.pause if change == "pause" else self._engine.resume)(id)
-        with self._told:
-            self._told.wait_for(lambda: self._changes.get(key, 0) > before, CHANGE_SECONDS)
+        """Pauses or resumes it; returns once that was told, so that the event comes before the answer, or it ended."""
+        with self._changes.expected(id, change) as told:
+            with self._locks.holding(id):
+                (self._engine.pause if change == "pause" else self._engine.resume)(id)
+            told.wait(CHANGE_SECONDS)
 
     def _claim(self, id: str) -> tuple[int, str]:
         """Makes the directory of a container; returns its lock and its path. What is left there of one that is not
@@ -350,63 +352,6 @@ class Service:
             return directory.lock(where), where
         except AlreadyExistsError as error:
             raise Refusal(f"containerd: container {id} is there already: mkdir {where}: file exists") from error
-
-    def _describe(self, request: Any, spec: dict[str, Any], runtime: str) -> Any:
-        stdio = (request.stdin, request.stdout, request.stderr)
-        process = wire.process_of_spec(spec.get("process") or {}, name=INIT, system_pid=0, stdio=stdio)
-        return API.Container(
-            id=request.id,
-            bundlePath=request.bundlePath,
-            processes=[process],
-            status="stopped",
-            labels=request.labels,
-            runtime=request.runtime or runtime,
-        )
-
-    def _served(self, id: str) -> Any:
-        """What was kept of a container for `State`; of one that came by another way, or when that was damaged, hardly
-        anything.
-        """
-        path = os.path.join(self._engine.root, id, SERVED)
-        with contextlib.suppress(OSError, DecodeError), open(path, "rb") as file:
-            kept = API.Container.FromString(file.read())
-            if kept.id == id:
-                return kept
-        record = self._engine.record(id)
-        process = API.Process(pid=INIT, terminal=record.terminal)
-        return API.Container(id=id, bundlePath=record.bundle, processes=[process], runtime=record.runtime)
-
-    def _keep(self, id: str, served: Any) -> None:
-        """Of what runs already: that it could not be kept is no reason to say that it was not started."""
-        path = os.path.join(self._engine.root, id, SERVED)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path + ".new")
-            _write(path + ".new", served.SerializeToString())
-            os.rename(path + ".new", path)
-        except (CtrdError, OSError) as error:
-            log.warning("what State tells of container %s is not complete: %s", id, error)
-
-    def _bundle(self, id: str) -> str:
-        path = self._served(id).bundlePath
-        assert isinstance(path, str)
-        return path
-
-    def _container(self, record: Record) -> Any:
-        """A container as `State` shows it."""
-        served = self._served(record.id)
-        snapshot = self._engine.snapshot(record.id)
-        running = {process.name: process for process in self._engine.processes(record.id) if process.exit is None}
-        kept = [process for process in served.processes if process.pid in running or process.pid == INIT]
-        for process in kept:
-            process.systemPid = running[process.pid].pid if process.pid in running else 0
-        del served.processes[:]
-        served.processes.extend(kept)
-        served.status = "running" if snapshot.status in ("running", "paused") else "stopped"
-        if served.status == "running":
-            with contextlib.suppress(CtrdError):  # it has just ended, or has no cgroup to be looked at
-                served.pids.extend(self._engine.pids(record.id))
-        return served
 
     def _remove(self, record: Record, force: bool = False) -> None:
         """Frees what the engine holds of a container, and removes its directory."""
@@ -438,26 +383,23 @@ class Service:
             elif event.type in ("pause", "resume", "oom"):
                 self._tell(event.type, record)
         if event.type in ("pause", "resume"):
-            with self._told:
-                self._changes[event.id, event.type] = self._changes.get((event.id, event.type), 0) + 1
-                self._told.notify_all()
+            self._changes.told(event.id, event.type)
 
     def _process_exited(self, record: Record, event: Event) -> None:
         told, code = self._promise(record, event)
+        self._keeper.keep(os.path.join(self._engine.root, record.id), event.process)
         try:
             self._engine.delete_process(record.id, event.process)
-            served = self._served(record.id)
-            left = [process for process in served.processes if process.pid != event.process]
-            del served.processes[:]
-            served.processes.extend(left)
-            self._keep(record.id, served)
+            self._descriptions.forget(record.id, event.process)
         except (CtrdError, OSError) as error:
             log.warning("process %s of container %s has ended, but: %s", event.process, record.id, error)
         if not told:
             self._tell("exit", record, event.process, code)
 
     def _exited(self, record: Record, event: Event) -> None:
+        lost = self._lost(record, event)
         told, code = self._promise(record, event)
+        self._keeper.keep(os.path.join(self._engine.root, record.id), INIT)
         try:
             self._remove(record)
         except CtrdError as error:
@@ -466,18 +408,36 @@ class Service:
                 self._remove(record, force=True)
             except CtrdError as left:
                 log.error("container %s has ended and could not be removed: %s", record.id, left)
-        with self._told:
-            for change in ("pause", "resume"):  # an end is the end of every wait for a change
-                self._changes.pop((record.id, change), None)
-            self._told.notify_all()
+        self._changes.told(record.id, "pause", "resume")  # an end is the end of every wait for a change
+        for further in lost:
+            self._tell("exit", record, further.process, further.status.code if further.status else UNKNOWN_EXIT)
         if not told:
             self._tell("exit", record, INIT, code)
+
+    def _lost(self, record: Record, event: Event) -> list[Event]:
+        """The exits of further processes that nobody will tell any more, for their shim is gone and *event* is the end
+        of all: what it had written down of them, else they have ended like init. They are promised.
+        """
+        if event.status is None or event.status.known:
+            return []
+        lost = []
+        try:
+            known = {process.name: process.exit for process in self._engine.processes(record.id)}
+            for name in [process.pid for process in self._descriptions.of(record.id).processes]:
+                exit = Event(record.id, "exit", name, known.get(name) or event.status)
+                if name != INIT and not self._promise(record, exit)[0]:
+                    lost.append(exit)
+        except CtrdError as error:
+            log.warning(
+                "the ends of processes of container %s, whose shim is gone, are not known: %s", record.id, error
+            )
+        return lost
 
     def _promise(self, record: Record, event: Event) -> tuple[bool, int]:
         """Writes an exit down, before anything of it is removed. Was it told before, by a server that was killed before
         it could remove the container? And its code: the engine's, which stays the same however often it tells it.
         """
-        mark, code = _mark(record), event.status.code if event.status is not None else 255
+        mark, code = _mark(record), event.status.code if event.status is not None else UNKNOWN_EXIT
         told = self._events.has("exit", record.id, event.process, mark) is not None
         if not told:
             self._events.promise("exit", record.id, event.process, code, mark)
@@ -487,11 +447,3 @@ class Service:
 def _mark(record: Record) -> str:
     """What tells a container from others of its id."""
     return record.created_at.isoformat()
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
-            file.write(data)
-    except OSError as error:
-        raise from_os_error(error, f"write {path!r}") from error

@@ -64,7 +64,9 @@ def nanoseconds(timestamp: Any) -> int:
 
 
 def process_of_spec(document: dict[str, Any], *, name: str, system_pid: int, stdio: tuple[str, str, str]) -> Any:
-    """The process of a spec, as `State` lists it."""
+    """The process of a spec, as `State` lists it. *stdio* are its fifos; of one that was not given it has the null
+    device.
+    """
     user = document.get("user") or {}
     message = API.Process(
         pid=name,
@@ -83,7 +85,7 @@ def process_of_spec(document: dict[str, Any], *, name: str, system_pid: int, std
             for limit in document.get("rlimits") or ()
         ],
     )
-    message.stdin, message.stdout, message.stderr = stdio
+    message.stdin, message.stdout, message.stderr = (path or os.devnull for path in stdio)
     return message
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 START_SECONDS = 30.0
+NAMESPACE = "bench"
 DISABLED = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
 DISABLED += ("io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt")  # as cri: they reach out of the directory
 
@@ -43,6 +44,11 @@ class Daemon:
                 raise SystemExit(f"containerd did not start; it said:\n{self._log.read_text()}")
             time.sleep(0.05)
         return self
+
+    def run_command(self, directory: Path, config: Path, how: str = "--rm") -> list[str]:
+        """``ctr run --rm`` of the spec in the file *config*, whose name is the id; runc's state is in *directory*."""
+        command = [self.ctr, "--address", self.socket, "--namespace", NAMESPACE, "run", how]
+        return [*command, "--runc-root", str(directory / "runc"), "--config", str(config), config.stem]
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as peer:

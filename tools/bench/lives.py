@@ -29,8 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from daemon import Daemon, missing
-from measure import Bar, Result, Series, in_turns
+from daemon import NAMESPACE, Daemon, missing
+from measure import Bar, Result, Series, in_turns, ratio
 
 import libctrd
 from libctrd import reactor
@@ -43,7 +43,6 @@ OUTSIDE = 5.0  # ms of one life that are libctrd's
 RATE = 0.95  # of the Go client's
 BATCH = 25
 PARALLEL = 8
-NAMESPACE = "bench"
 
 
 class Timed(Channel):
@@ -144,8 +143,7 @@ class Lives:
         return (time.perf_counter() - begin) * 1e3
 
     def _ctr(self, config: Path) -> None:
-        command = [self._daemon.ctr, "--address", self._daemon.socket, "--namespace", NAMESPACE, "run", "--rm"]
-        command += ["--runc-root", str(self._directory / "runc"), "--config", str(config), config.stem]
+        command = self._daemon.run_command(self._directory, config)
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:  # only then: newer ones warn of old cgroups at every call
             raise SystemExit(f"ctr run ended with exit code {done.returncode}: {done.stderr}")
@@ -252,15 +250,10 @@ def _measure_rate(result: Result, made: Lives, lives: int, with_go: bool) -> Non
     ours, *theirs = rates
     result.series = rates
     result.series += [Series(f"{name}: its CPU for a life", "ms", spent[name][-rounds:]) for name in batches]
-    found = [_ratio_in_turns(ours, peer) for peer in theirs]
+    found = [ratio(ours, peer) for peer in theirs]
     result.facts = [f"libctrd: {of:.2f} times the rate of {peer.label}" for of, peer in zip(found, theirs, strict=True)]
     if with_go:
         holds = found[-1] >= RATE
         result.bars = [Bar(f"at least {RATE:.2f} times the Go client's rate", f"{found[-1]:.2f} times", holds)]
     else:
         result.facts.append("no bar on the rate: give a Go client with --go-client")
-
-
-def _ratio_in_turns(ours: Series, theirs: Series) -> float:
-    """The median of the rounds' own ratios: what else the host does changes from one minute to the next."""
-    return statistics.median(our / their for our, their in zip(ours.values, theirs.values, strict=True))

@@ -48,7 +48,10 @@ class Bar:
 
 @dataclass
 class Result:
-    """One measurement: its name, how it was made, what was found. *missing* says why there is nothing."""
+    """One measurement: its name, how it was made, what was found. *row* is its place in the table, P1 to P12.
+
+    *missing* says why there is nothing, *without* which peers were not there.
+    """
 
     name: str
     how: str
@@ -56,23 +59,28 @@ class Result:
     facts: list[str] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     missing: str = ""
+    row: str = ""
+    without: list[str] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
         return not self.missing and all(bar.holds for bar in self.bars)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.how}"]
+        lines = [f"{self.row + ' ' if self.row else ''}{self.name}: {self.how}"]
         lines += [f"not measured, missing: {self.missing}"] if self.missing else []
         lines += [*map(str, self.series), *self.facts, *map(str, self.bars)]
+        lines += [f"not compared with {peer}" for peer in self.without]
         return "\n  ".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """The same for machines."""
         return {
+            "row": self.row,
             "name": self.name,
             "how": self.how,
             "missing": self.missing,
+            "without": self.without,
             "series": [
                 {"label": s.label, "unit": s.unit, "median": s.median, "spread": s.spread(), "values": s.values}
                 for s in self.series
@@ -98,19 +106,42 @@ def in_turns(rounds: int, unit: str, takers: Mapping[str, Callable[[], float]]) 
 
 
 def ratio(ours: Series, theirs: Series) -> float:
-    """The ratio of the medians."""
-    return ours.median / theirs.median
+    """The median of the rounds' own ratios: what else the host does changes from one minute to the next."""
+    return statistics.median(our / their for our, their in zip(ours.values, theirs.values, strict=True))
+
+
+def quick_ratio(ours: Series, theirs: Series) -> float:
+    """That of the quick tenths, which tells how much the host's other work is to blame."""
+    return ours.spread()[0] / theirs.spread()[0]
 
 
 def at_most_times(limit: float, ours: Series, theirs: Series) -> Bar:
-    """A bar on the ratio of two medians; that of the quick tenths tells how much the host's other work is to blame."""
-    found, quick = ratio(ours, theirs), ours.spread()[0] / theirs.spread()[0]
-    return Bar(
-        f"at most {limit:.2f} times {theirs.label}", f"{found:.2f} times ({quick:.2f} at the quick end)", found <= limit
-    )
+    """A bar on a time: at most so many times that of *theirs*."""
+    found = ratio(ours, theirs)
+    told = f"{found:.2f} times ({quick_ratio(ours, theirs):.2f} at the quick end)"
+    return Bar(f"at most {limit:.2f} times {theirs.label}", told, found <= limit)
+
+
+def times_faster(limit: float, ours: Series, theirs: Series) -> Bar:
+    """A bar on a time: that of *theirs* is at least so many times ours."""
+    found = ratio(theirs, ours)
+    return Bar(f"at least {limit:g} times as fast as {theirs.label}", f"{found:.1f} times", found >= limit)
+
+
+def at_least_times(limit: float, ours: Series, theirs: Series) -> Bar:
+    """A bar on a rate: at least so many times that of *theirs*."""
+    found = ratio(ours, theirs)
+    return Bar(f"at least {limit:.2f} times {theirs.label}", f"{found:.2f} times", found >= limit)
 
 
 def at_most_over(limit: float, ours: Series, theirs: Series) -> Bar:
     """A bar on the difference of two medians."""
-    found = ours.median - theirs.median
-    return Bar(f"at most {limit:g} {ours.unit} over {theirs.label}", f"{found:.2f} {ours.unit}", found <= limit)
+    found, quick = ours.median - theirs.median, ours.spread()[0] - theirs.spread()[0]
+    told = f"{found:.2f} {ours.unit} ({quick:.2f} at the quick end)"
+    return Bar(f"{ours.label}: at most {limit:g} {ours.unit} over {theirs.label}", told, found <= limit)
+
+
+def at_most(limit: float, series: Series) -> Bar:
+    """A bar on a value itself."""
+    found = series.median
+    return Bar(f"{series.label}: at most {limit:g} {series.unit}", f"{found:.2f} {series.unit}", found <= limit)

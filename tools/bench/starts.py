@@ -1,21 +1,39 @@
-"""How long a container takes from its start to its clean, and ``ctrd run`` as a whole, against the bare runtime."""
+"""How long a container takes from its start to its clean, and ``ctrd run`` as a whole, against others; and how that
+grows with the number of containers that run already.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
-from bare import Bare, timed
-from measure import Result, at_most_over, at_most_times, in_turns, ratio
+import daemon
+from bare import Bare, Helper, write_bundle
+from measure import Bar, Result, Series, at_most_times, in_turns, ratio, times_faster
 
 import libctrd
 from libctrd.engine import runtime as runtimes
 
-TIMES = 2.0  # a start to a clean, of a bare run
-OVER = 150.0  # ctrd run over a bare run, in milliseconds
+TIMES = 1.5  # a start to a clean, of a bare run
+FORKING_TIMES = 2.0  # the same through the runtime's own delete
+CTR_TIMES = 5.0
+GROWTH = 1.2  # of what libctrd adds to a bare run, from none running to the most
+RUNNING = (0, 100, 500, 1000)
+PODMAN_LIMITS = (
+    "--ulimit",
+    "nofile=1024:1024",
+    "--ulimit",
+    "nproc=1024:1024",
+)  # its own are more than some hosts allow
 _numbers = itertools.count()
 
 
@@ -31,6 +49,13 @@ def create_to_clean(client: libctrd.Client, spec: dict[str, object], stdio: obje
     return _finished(client.create(f"bench{next(_numbers)}", spec), stdio, begin)
 
 
+def through_delete(client: libctrd.Client, spec: dict[str, object], stdio: object) -> float:
+    """The same as `start_to_clean`, of a container of which it is not known that its runtime leaves little."""
+    with mock.patch.object(runtimes, "leaves_little", return_value=False):
+        container = client.create(f"bench{next(_numbers)}", spec)
+    return _finished(container, stdio, time.perf_counter_ns())
+
+
 def _finished(container: libctrd.Container, stdio: object, begin: int) -> float:
     container.start(stdio)  # type: ignore[arg-type]
     code = container.wait().code
@@ -40,50 +65,140 @@ def _finished(container: libctrd.Container, stdio: object, begin: int) -> float:
     return (end - begin) / 1e6
 
 
-def measure(rootfs: str, directory: Path, rounds: int, runtime: str) -> list[Result]:
+def measure(rootfs: str, directory: Path, rounds: int, runtime: str) -> Iterator[Result]:
     name = Path(runtime).name
-    clean = Result(
-        "start", f"/bin/true from start to clean, one warm client, {name}; the bare {name} on the same bundle"
-    )
-    command = Result("command", f"`ctrd run` of /bin/true as a whole command; `{name} run` on the same bundle")
+    how = f"/bin/true from start to clean, one warm client, {name}; the same spec for all"
+    clean, command = Result("start", how, row="P1"), Result("command", "/bin/true by commands, as a whole", row="P3")
     try:
         found = runtimes.find(runtime)
     except libctrd.NotFoundError as error:
         clean.missing = command.missing = str(error)
-        return [clean, command]
+        yield from (clean, command)
+        return
     spec = libctrd.spec.default(["/bin/true"], rootfs)
-    with libctrd.connect(f"local:{directory / 'state'}", runtime=runtime) as client:
-        sample = client.create("sample", spec)
-        given = sample.spec()
-        sample.clean()
-        with Bare(found.path, found.hide_unified, directory, given) as bare:
-            clean.series = in_turns(
-                rounds,
-                "ms",
-                {
-                    "start to clean, three pipes": lambda: start_to_clean(client, spec, libctrd.PIPE),
-                    "create to clean, three pipes": lambda: create_to_clean(client, spec, libctrd.PIPE),
-                    "start to clean, no streams": lambda: start_to_clean(client, spec, libctrd.NULL),
-                    f"bare {name} run": bare.run,
-                },
-            )
-            clean.facts = [f"{s.label}: {ratio(s, clean.series[-1]):.2f} times bare" for s in clean.series[1:-1]]
-            clean.bars = [at_most_times(TIMES, clean.series[0], clean.series[-1])]
-            command.series = in_turns(
-                rounds, "ms", {"ctrd run": _ctrd_run(rootfs, directory, runtime), f"bare {name} run": bare.run}
-            )
-            command.bars = [at_most_over(OVER, *command.series)]
-    return [clean, command]
+    with ExitStack() as stack:
+        client = stack.enter_context(libctrd.connect(f"local:{directory / 'state'}", runtime=runtime))
+        bare = stack.enter_context(Bare(found.path, found.hide_unified, directory, spec_given(client, spec)))
+        helper = stack.enter_context(Helper(found.hide_unified))
+        takers = {
+            "start to clean, three pipes": lambda: start_to_clean(client, spec, libctrd.PIPE),
+            f"the same through {name} delete": lambda: through_delete(client, spec, libctrd.PIPE),
+            "create to clean, three pipes": lambda: create_to_clean(client, spec, libctrd.PIPE),
+            "start to clean, no streams": lambda: start_to_clean(client, spec, libctrd.NULL),
+            f"bare {name} run": bare.once,
+        }
+        others, without = _others(stack, helper, rootfs, directory, spec_given(client, spec))
+        series = dict(zip(takers, in_turns(rounds, "ms", takers), strict=True))
+        ours, deleting, *_, theirs = clean.series = list(series.values())
+        clean.facts = [f"{s.label}: {ratio(s, theirs):.2f} times bare" for s in clean.series[2:-1]]
+        clean.bars = [at_most_times(TIMES, ours, theirs), at_most_times(FORKING_TIMES, deleting, theirs)]
+        few = max(1, rounds // 5)  # they take long
+        if "ctr run --rm" in others:
+            pair = {"start to clean": takers["start to clean, three pipes"], "ctr run --rm": others["ctr run --rm"]}
+            ours, theirs = in_turns(few, "ms", pair)
+            clean.series.append(theirs)
+            clean.bars.append(times_faster(CTR_TIMES, ours, theirs))
+        clean.without = [peer for peer in without if peer.startswith("ctr")]
+        yield clean
+        ours, *theirs_all = in_turns(few, "ms", {"ctrd run": _ctrd_run(helper, rootfs, directory, runtime), **others})
+        command.series = [ours, *theirs_all]
+        command.bars = [times_faster(1.0, ours, peer) for peer in theirs_all]
+        command.without = without
+        yield command
 
 
-def _ctrd_run(rootfs: str, directory: Path, runtime: str) -> Callable[[], float]:
+def spec_given(client: libctrd.Client, spec: dict[str, object]) -> dict[str, object]:
+    """What the runtime gets of *spec*."""
+    sample = client.create(f"sample{next(_numbers)}", spec)
+    given = sample.spec()
+    sample.clean()
+    return given
+
+
+def _others(
+    stack: ExitStack, helper: Helper, rootfs: str, directory: Path, spec: dict[str, object]
+) -> tuple[dict[str, Callable[[], float]], list[str]]:
+    """Other commands that run a container, and which there are not."""
+    takers: dict[str, Callable[[], float]] = {}
+    without = []
+    if missing := daemon.missing():
+        without.append(f"ctr run: {missing}")
+    else:
+        state = stack.enter_context(tempfile.TemporaryDirectory(prefix="ctrd-bench-", dir="/run"))
+        host = stack.enter_context(daemon.Daemon(directory, state))
+        config = write_bundle(directory / "ctr", spec, "/ctrd-bench-ctr") / "config.json"
+        takers["ctr run --rm"] = lambda: helper.run(host.run_command(directory, config))
+    if shutil.which("podman") is None:
+        without.append("podman run: there is no podman: apt-get install podman")
+    else:
+        podman = ["podman", "run", "--rm", *PODMAN_LIMITS, "--network", "none", "--rootfs", rootfs, "/bin/true"]
+        takers["podman run --rm"] = lambda: helper.run(podman)
+    return takers, without
+
+
+def _ctrd_run(helper: Helper, rootfs: str, directory: Path, runtime: str) -> Callable[[], float]:
     ctrd = str(Path(sys.executable).parent / "ctrd")
     given = [ctrd, "--state-dir", str(directory / "state"), "--runtime", runtime]
+    return lambda: helper.run([*given, "run", "--rootfs", rootfs, "--", "/bin/true"])
 
-    def run() -> float:
-        nanoseconds, code = timed([*given, "run", "--rootfs", rootfs, "--", "/bin/true"])
-        if code:
-            raise SystemExit(f"ctrd run ended with exit code {code}: see above")
-        return nanoseconds / 1e6
 
-    return run
+# ---- with others that run -------------------------------------------------------------------------------------------
+
+
+def measure_crowd(rootfs: str, directory: Path, rounds: int, runtime: str, most: int) -> Iterator[Result]:
+    """P12."""
+    name = Path(runtime).name
+    counts = [count for count in RUNNING if count < most] + [most]
+    how = f"/bin/true from start to clean while others run; what libctrd adds to a bare {name} run in the same crowd"
+    result = Result("crowd", how, row="P12")
+    try:
+        found = runtimes.find(runtime)
+    except libctrd.NotFoundError as error:
+        result.missing = str(error)
+        yield result
+        return
+    spec = libctrd.spec.default(["/bin/true"], rootfs)
+    added: list[Series] = []
+    with (
+        libctrd.connect(f"local:{directory / 'state'}", runtime=runtime) as client,
+        Bare(found.path, found.hide_unified, directory, spec_given(client, spec)) as bare,
+    ):
+        try:
+            for count in counts:
+                crowd(client, rootfs, count - len(client.containers()))
+                ours, theirs = in_turns(
+                    rounds,
+                    "ms",
+                    {
+                        f"start to clean, {count} running": lambda: start_to_clean(client, spec, libctrd.PIPE),
+                        f"bare {name} run, {count} running": bare.once,
+                    },
+                )
+                difference = [our - their for our, their in zip(ours.values, theirs.values, strict=True)]
+                added.append(Series(f"added, {count} running", "ms", difference))
+                result.series += [ours, theirs, added[-1]]
+        finally:
+            disperse(client)
+    grown = [(series.median / added[0].median, series) for series in added[1:]]
+    result.bars = [
+        Bar(f"{series.label}: at most {GROWTH:g} times that of none", f"{times:.2f} times", times <= GROWTH)
+        for times, series in grown
+    ]
+    yield result
+
+
+def crowd(client: libctrd.Client, rootfs: str, count: int) -> None:
+    """Starts so many containers that sleep."""
+    spec = libctrd.spec.default(["/bin/sleep", "3600"], rootfs)
+
+    def start(number: int) -> None:
+        client.create(f"crowd{number}", spec).start(libctrd.NULL)
+
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as workers:
+        list(workers.map(start, [next(_numbers) for _ in range(count)]))
+
+
+def disperse(client: libctrd.Client) -> None:
+    """Ends and cleans all of them."""
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as workers:
+        list(workers.map(lambda container: container.clean(force=True), client.containers()))
