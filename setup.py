@@ -71,9 +71,12 @@ class BuildExt(build_ext):
             self.spawn(command)
             return
         objects = self.compiler.compile(ext.sources, output_dir=self.build_temp, extra_postargs=ext.extra_compile_args)
-        # Those of the environment, too, which setuptools gives to modules only: a distribution's hardening is in them.
-        flags = [*shlex.split(os.environ.get("LDFLAGS", "")), *ext.extra_link_args]
-        self.compiler.link_executable(objects, target.name, output_dir=str(target.parent), extra_postargs=flags)
+        self.compiler.link_executable(
+            objects,
+            target.name,
+            output_dir=str(target.parent),
+            extra_postargs=[*ext.extra_link_args, *shlex.split(os.environ.get("LDFLAGS", ""))],
+        )
         target.chmod(0o755)
 
 
