@@ -1,7 +1,7 @@
 """Builds what is compiled: the Cython modules, the cffi module and the shim.
 
-The metadata is in pyproject.toml. What stands here cannot stand there: the shim is a program, not a module, and the
-sources in ``pyx/`` belong to the package ``libctrd``.
+The metadata is in pyproject.toml. What stands here cannot stand there: which flavour is built (tools/flavour.py), the
+shim, which is a program and not a module, and that the sources in ``pyx/`` belong to the package ``libctrd``.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
+import Cython
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-HERE = Path(__file__).parent
-CFLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "tools"))  # a build by pyproject.toml does not look beside setup.py
+import flavour  # noqa: E402
+
 STATIC_SHIM_CC = os.environ.get("LIBCTRD_SHIM_CC", "")
 """The command of a compiler that links the shim static, against musl, such as ``musl-gcc``: it then starts in a
 seventh of the time, with a fifth of the memory. Without it the shim is built like the modules, on the C library."""
@@ -28,7 +32,7 @@ def stage_headers() -> str:
 
     The sources live in ``pyx/``, the modules in ``libctrd``; Cython finds a header by its module's name.
     """
-    package = HERE / "build" / "pxd" / "libctrd"
+    package = HERE / flavour.BUILD / "pxd" / "libctrd"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
     (package / "__init__.pxd").touch()
@@ -39,6 +43,14 @@ def stage_headers() -> str:
 
 class BuildExt(build_ext):
     """``build_ext`` that also links the shim, a program that is installed beside the modules."""
+
+    def copy_extensions_to_source(self) -> None:
+        """What lies in place may be another flavour's: newer, so that it would stay, or found first by its suffix."""
+        for ext in self.extensions:
+            name = ext.name.rpartition(".")[2]
+            for old in [HERE / "libctrd" / name, *(HERE / "libctrd").glob(f"{name}.*so")]:
+                old.unlink(missing_ok=True)
+        super().copy_extensions_to_source()
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith(SHIM.rpartition(".")[2]):
@@ -69,11 +81,16 @@ class BuildExt(build_ext):
 
 
 def module(name: str) -> Extension:
-    return Extension(f"libctrd.{name}", [f"pyx/{name}.pyx"], extra_compile_args=CFLAGS, libraries=["pthread"])
+    made = Extension(f"libctrd.{name}", [f"pyx/{name}.pyx"], py_limited_api=flavour.LIMITED, **flavour.common())
+    if flavour.LIMITED:
+        made.define_macros = [*made.define_macros, ("Py_LIMITED_API", "0x030B0000")]
+        made.extra_compile_args = [*made.extra_compile_args, "-include", str(HERE / "pyx" / "limited.h")]
+    return made
 
 
 modules = cythonize(
     [module(name) for name in ("fifo", "relay", "shape")],
+    build_dir=f"{flavour.BUILD}/cython-{Cython.__version__}",  # of another version it would be taken as it is
     include_path=[stage_headers()],
     compiler_directives={"language_level": "3", "binding": True, "embedsignature": False},
 )
@@ -81,12 +98,16 @@ shim = Extension(
     SHIM,
     ["pyx/shim.c", *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio", "keep"))],
     depends=["pyx/shim.h"],
-    extra_compile_args=[*CFLAGS, "-fPIE"],
+    extra_compile_args=[*flavour.CFLAGS, "-fPIE"],
     extra_link_args=["-pie", "-Wl,-z,relro,-z,now", "-s"],
 )
 setup(
-    ext_modules=[*modules, shim],
+    ext_modules=modules if flavour.PORTABLE else [*modules, shim],
     cffi_modules=["tools/build_proc.py:ffi"],
     cmdclass={"build_ext": BuildExt},
+    options={
+        "build": {"build_base": flavour.BUILD},
+        **({"bdist_wheel": {"py_limited_api": "cp311"}} if flavour.LIMITED else {}),
+    },
     zip_safe=False,
 )

@@ -7,11 +7,35 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from typing import Final
 
+from libctrd._proc import lib
 from libctrd.errors import InvalidArgumentError, UnsupportedError, from_errno, from_os_error
 
 INT_MAX = 2**31 - 1
-_LINUX = os.uname().sysname == "Linux"
+
+PORTABLE: Final = bool(lib.CTRD_PORTABLE)
+"""Is what is compiled the build by POSIX alone? Elsewhere than on Linux it always is."""
+LINUX: Final = sys.platform.startswith("linux") and not PORTABLE
+"""May Linux's own calls and files be used? Else what POSIX has must do."""
+ILLUMOS: Final = sys.platform.startswith("sunos")
+"""Solaris and illumos."""
+RUN: Final = "/var/run" if ILLUMOS else "/run"
+"""Where root's programs keep what goes with the next boot."""
+
+
+def system() -> str:
+    """The name and release of the system, for an error that says what it cannot do."""
+    about = os.uname()
+    build = "the portable build of libctrd, on " if PORTABLE and sys.platform.startswith("linux") else ""
+    return f"{build}{about.sysname} {about.release}"
+
+
+def needs_linux(what: str) -> None:
+    """Raises `UnsupportedError` with both names where *what* cannot be done."""
+    if not LINUX:
+        raise UnsupportedError(f"{what} needs Linux; this is {system()}")
 
 
 def pid_of(value: int) -> int:
@@ -40,7 +64,7 @@ def descriptors_left(count: int, tried: str) -> None:
     held: list[int] = []
     try:
         for _ in range(count):
-            held.append(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            held.append(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise from_os_error(error, tried) from error
     finally:
@@ -80,23 +104,11 @@ def one_line(text: str) -> str:
     return words if len(words) <= 600 else f"{words[:300]} … {words[-297:]}"
 
 
-def system() -> str:
-    """The name and release of the system, for an error that says what it cannot do (C27)."""
-    name = os.uname()
-    return f"{name.sysname} {name.release}"
-
-
-def needs_linux(function: str) -> None:
-    """Raises `UnsupportedError` with both names on any other system (C27)."""
-    if not _LINUX:
-        raise UnsupportedError(f"{function} needs Linux; this system is {system()}")
-
-
 def advice(error: int | None, since: str = "") -> str:
     """What to add for an errno of a call on a process that Linux has since *since*; empty: the usual."""
     if error == errno.ESRCH:
         return "it has ended"
-    return f"needs Linux {since}; this system is {system()}" if error == errno.ENOSYS and since else ""
+    return f"needs Linux {since}; this is {system()}" if error == errno.ENOSYS and since else ""
 
 
 def check(error: int, tried: str, since: str = "") -> None:

@@ -7,6 +7,7 @@ class _FFI:
     def new(self, ctype: str, init: object = ...) -> Any: ...
 
 class _Lib:
+    CTRD_PORTABLE: int
     STAGE_NULL: int
     STAGE_DUP: int
     STAGE_LIST: int

@@ -1,7 +1,7 @@
 """`spawn`: a program started with exactly the descriptors it is given. Public as `libctrd.proc.spawn`.
 
 It checks the arguments, lays them out for C, and words what went wrong there; the order in which descriptors
-are duplicated and closed is in tools/build_proc.py. It keeps no list of children and reaps none.
+are duplicated and closed is in pyx/proc.c. It keeps no list of children and reaps none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from libctrd._checks import bytes_of, fd_of, short, system
+from libctrd import _checks
+from libctrd._checks import bytes_of, fd_of, short
 from libctrd._proc import ffi, lib
 from libctrd.errors import CtrdError, InvalidArgumentError, from_errno
 
@@ -96,7 +97,7 @@ def _failure(error: int, path: str, stage: int, fd: int, highest: int) -> CtrdEr
             )
         return from_errno(error, start + "close all other descriptors, as listed in '/proc/self/fd'", hint)
     if stage == lib.STAGE_SESSION:
-        return from_errno(errno.ENOSYS, start + "in a session of its own (posix_spawn)", f"not on {system()}")
+        return from_errno(errno.ENOSYS, start + "in a session of its own (posix_spawn)", f"not on {_checks.system()}")
     hint = ""
     if error == errno.ENOENT and "/" in path and os.path.exists(path):
         hint = "it is there; its interpreter is not, the one named in its #! line or its ELF header"

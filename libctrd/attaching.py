@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from libctrd import relay
-from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from libctrd import _checks, relay
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
 from libctrd.process import Process
 from libctrd.state import INIT
@@ -94,4 +94,12 @@ def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback, *,
 
 def _see_a_writer(fifo: Fifo) -> None:
     """A read end that never saw a writer hears of no hang-up either; and all writers may have gone before it came."""
-    os.close(os.open(f"/proc/self/fd/{fifo.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    if _checks.LINUX:
+        os.close(os.open(f"/proc/self/fd/{fifo.fileno()}", flags))
+        return
+    fd = os.open(fifo.path, flags | os.O_NOFOLLOW)
+    same = os.path.samestat(os.fstat(fd), os.fstat(fifo.fileno()))
+    os.close(fd)
+    if not same:
+        raise UnavailableError(f"something else has taken the place of fifo {fifo.path!r} just now: try again")

@@ -10,12 +10,13 @@ import fcntl
 import os
 import stat
 
-from libctrd import proc
+from libctrd import _checks, proc
 from libctrd._checks import descriptors_left
 from libctrd._proc import lib
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)  # without it a fifo must not wait
 NOCLEAN = "LIBCONTAINERD_NOCLEAN"
 """The environment variable that, when exactly ``1``, keeps every container's directory (C2)."""
 
@@ -106,7 +107,7 @@ def lock(path: str, wait: bool = False) -> int:
     """
     while True:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, _OPEN | os.O_NOFOLLOW)
         except OSError as error:
             raise from_os_error(error, f"open the directory {path!r}") from error
         try:
@@ -141,11 +142,12 @@ def remove_tree(path: str) -> None:
     """Removes the directory *path* and all in it (C2). One that is not there is success.
 
     Symbolic links are removed, not followed. A mount in the tree is unmounted first (lazily, like the runtimes do);
-    one that cannot be is refused with `UnavailableError` before anything behind it is touched.
+    one that cannot be, and any elsewhere than on Linux, is refused with `UnavailableError` before anything behind it is
+    touched.
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:
-        top = os.open(parent or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        top = os.open(parent or ".", _OPEN)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -156,10 +158,13 @@ def remove_tree(path: str) -> None:
         os.close(top)
 
 
-def _remove(parent: int, name: str, path: str, below: bool = False, tries: int = 5) -> None:
-    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then."""
+def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: int = 5) -> None:
+    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then.
+
+    *inode* is the number that *parent* has for it; ``None`` for the tree itself, which may be a mount.
+    """
     try:
-        fd = _open_below(parent, name, path) if below else _open(parent, name)
+        fd = _open(parent, name) if inode is None else _open_below(parent, name, path, inode)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -170,13 +175,13 @@ def _remove(parent: int, name: str, path: str, below: bool = False, tries: int =
     try:
         try:
             with os.scandir(fd) as entries:
-                children = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+                children = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
         except OSError as error:
             raise from_os_error(error, f"list {path!r} to remove it") from error
-        for child, is_dir in children:
+        for child, is_dir, number in children:
             where = f"{path}/{child}"
             if is_dir:
-                _remove(fd, child, where, below=True)
+                _remove(fd, child, where, number)
             else:
                 _unlink(fd, child, where)
     finally:
@@ -187,20 +192,26 @@ def _remove(parent: int, name: str, path: str, below: bool = False, tries: int =
         pass
     except OSError as error:
         if error.errno == errno.ENOTEMPTY and tries > 1:
-            _remove(parent, name, path, below, tries - 1)
+            _remove(parent, name, path, inode, tries - 1)
             return
         raise from_os_error(error, f"remove the directory {path!r}") from error
 
 
 def _open(parent: int, name: str) -> int:
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    fd = os.open(name, _OPEN | os.O_NOFOLLOW, dir_fd=parent)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    return fd
 
 
-def _open_below(parent: int, name: str, path: str) -> int:
+def _open_below(parent: int, name: str, path: str, inode: int) -> int:
     """Opens a directory of the tree itself: what is mounted on it is unmounted first, however often.
 
     The kernel opens it and sees that it is no mount in one step, where it can.
     """
+    if not _checks.LINUX:
+        return _open_covered_by_none(parent, name, path, inode)
     while (fd := lib.ctrd_open_below(parent, os.fsencode(name))) == -errno.EXDEV:
         _unmount(parent, name, path)
     if fd >= 0:
@@ -209,6 +220,18 @@ def _open_below(parent: int, name: str, path: str) -> int:
         raise OSError(-fd, os.strerror(-fd), path)
     _leave_no_mount(parent, name, path)
     return _open(parent, name)
+
+
+def _open_covered_by_none(parent: int, name: str, path: str, inode: int) -> int:
+    """The same by POSIX: what something is mounted on is refused, for the directory above has the number of what is
+    covered. (A directory that is mounted on itself has both the same; what it shows is what lies under it.)
+    """
+    fd = _open(parent, name)
+    here, above = os.fstat(fd), os.fstat(parent)
+    if here.st_ino == inode and here.st_dev == above.st_dev:
+        return fd
+    os.close(fd)
+    raise UnavailableError(f"could not remove {path!r}: something is mounted there (unmount it first)")
 
 
 def _unmount(parent: int, name: str, path: str) -> None:
@@ -252,6 +275,6 @@ def _unlink(parent: int, name: str, path: str) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno != errno.EBUSY or not _checks.LINUX:
                 raise from_os_error(error, f"remove {path!r}") from error
             _unmount(parent, name, path)  # a file that something is mounted on

@@ -6,14 +6,18 @@ packet and hand it on. So it never blocks, whatever listeners and sinks do.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import math
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
 
+from libctrd import _checks
 from libctrd._log import log
 from libctrd.errors import from_os_error
 
@@ -36,11 +40,68 @@ class Timer:
             call()
 
 
+class _Waker:
+    """What wakes a thread that waits for ``fd`` among others: an eventfd on Linux, elsewhere a pipe."""
+
+    def __init__(self) -> None:
+        if _checks.LINUX:
+            self.fd = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self.fd, self._write = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._write, False)
+
+    def wake(self) -> None:
+        """``fd`` is readable until it is drained."""
+        with contextlib.suppress(BlockingIOError):  # as full as that it wakes anyhow
+            os.write(self._write, _ONE)
+
+    def drain(self) -> None:
+        """Takes back every `wake` so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+
+    def close(self) -> None:
+        """Closes its descriptors; once."""
+        os.close(self.fd)
+        if self._write != self.fd:
+            os.close(self._write)
+
+
+_ONE = (1).to_bytes(8, sys.byteorder)  # what an eventfd takes
+
+
+class _Poll:
+    """poll(2) with as much of ``select.epoll`` as is needed here: *changed* ends a wait that does not know it all."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._events: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        os.fstat(fd)  # raises when it is not open
+        self._events[fd] = events
+        self._changed()
+
+    def unregister(self, fd: int) -> None:
+        del self._events[fd]
+        self._changed()
+
+    def poll(self, seconds: float | None) -> list[tuple[int, int]]:
+        look = select.poll()
+        for fd, events in self._events.copy().items():
+            look.register(fd, events)
+        return look.poll(None if seconds is None else math.ceil(seconds * 1000))
+
+    def close(self) -> None:
+        self._events.clear()
+
+
 class Reactor:
     """Calls back when a descriptor has something to say or a time has come. Every method may be called by any thread.
 
-    ``_lock`` guards ``_callbacks`` and ``_timers``; it is never held during a callback. Who adds a timer writes to the
-    eventfd afterwards, and the thread looks at the timers after each wait, so none is missed.
+    ``_lock`` guards ``_callbacks`` and ``_timers``; it is never held during a callback. Who adds a timer wakes the
+    thread afterwards, which looks at the timers after each wait, so none is missed.
     A callback may still come once after `unwatch` when it had begun; callers hold what it needs until then.
     """
 
@@ -52,19 +113,19 @@ class Reactor:
         self._count = itertools.count()
         self._thread: threading.Thread | None = None
         try:
-            self._epoll = select.epoll()
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._waker = _Waker()
+            self._poller = select.epoll() if _checks.LINUX else _Poll(self._waker.wake)
         except OSError as error:
-            raise from_os_error(error, "make the descriptors that events are waited for with (epoll)") from error
-        self._epoll.register(self._wake, select.EPOLLIN)
+            raise from_os_error(error, "make the descriptors that events are waited for with (epoll, pipe)") from error
+        self._poller.register(self._waker.fd, select.POLLIN)
 
-    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
-        """Calls *callback* with the epoll mask whenever *fd* has one of *events*, or an error or hang-up."""
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = select.POLLIN) -> None:
+        """Calls *callback* with what poll(2) says whenever *fd* has one of *events*, or an error or hang-up."""
         with self._lock:
             self._start()
             self._callbacks[fd] = callback
             try:
-                self._epoll.register(fd, events)
+                self._poller.register(fd, events)
             except OSError as error:
                 del self._callbacks[fd]
                 raise from_os_error(error, f"wait for descriptor {fd} (epoll_ctl)") from error
@@ -73,7 +134,7 @@ class Reactor:
         """Forgets *fd*, before it is closed. An unknown one is fine."""
         with self._lock:
             if self._callbacks.pop(fd, None) is not None:
-                self._epoll.unregister(fd)
+                self._poller.unregister(fd)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
         """Makes *call* after *seconds* of the monotonic clock."""
@@ -81,13 +142,13 @@ class Reactor:
         with self._lock:
             self._start()
             heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), timer))
-        self._poke()
+        self._waker.wake()
         return timer
 
     def abandon(self) -> None:
         """Closes the descriptors without a word to the thread: for a child after fork, in which there is none."""
-        self._epoll.close()
-        os.close(self._wake)
+        self._poller.close()
+        self._waker.close()
 
     def _start(self) -> None:
         """Called with the lock held."""
@@ -95,14 +156,11 @@ class Reactor:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
 
-    def _poke(self) -> None:
-        os.eventfd_write(self._wake, 1)
-
     def _run(self) -> None:
         while True:
-            for fd, mask in self._epoll.poll(self._next_timeout()):
-                if fd == self._wake:
-                    os.eventfd_read(fd)
+            for fd, mask in self._poller.poll(self._next_timeout()):
+                if fd == self._waker.fd:
+                    self._waker.drain()
                     continue
                 with self._lock:
                     callback = self._callbacks.get(fd)
@@ -134,7 +192,7 @@ class Reactor:
 
 
 def _is_ready(fd: int, mask: int) -> bool:
-    """Is it so still? The number may be another descriptor's by now: epoll tells several at once, and one of those that
+    """Is it so still? The number may be another descriptor's by now: several are told at once, and one of those that
     were called before may have closed this one and opened another."""
     look = select.poll()
     look.register(fd, mask)

@@ -4,6 +4,8 @@ from typing import Literal, TypeAlias
 from libctrd.errors import CtrdError
 from libctrd.fifo import Fifo
 
+PORTABLE: bool
+
 _End: TypeAlias = Fifo | int
 _OnSinkError: TypeAlias = Literal["drain", "close"]
 

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
-from libctrd import reactor, relay
+from libctrd import _checks, reactor, relay
 from libctrd._checks import fd_of
 from libctrd._log import log
 from libctrd.errors import CtrdError, InvalidArgumentError, from_os_error
 from libctrd.fifo import Fifo, growing_is_free, open_fifo
 
-STDERR_WITH_TERMINAL = sys.platform.startswith("sunos")
+STDERR_WITH_TERMINAL = _checks.ILLUMOS
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""
 
 DISCARD_SECONDS = 3.0

@@ -42,13 +42,11 @@ cdef int open_held(const char *path, int handle, uint64_t device, uint64_t inode
 
     -1 and errno on failure; ESTALE when something else has taken the place.
     """
-    cdef char[32] reach
     cdef c_stat status
     cdef int fd
     access |= O_NONBLOCK | O_CLOEXEC
     if handle >= 0:
-        snprintf(reach, sizeof(reach), b"/proc/self/fd/%d", handle)
-        fd = c_open(reach, access)
+        fd = reopen(handle, access)
         if fd >= 0 or errno != ENOENT:
             return fd
     fd = c_open(path, access | O_NOFOLLOW)      # no handles here, or no /proc
@@ -75,10 +73,10 @@ cdef int open_end(Fifo fifo, const char *path, int flags, mode_t mode, const cha
             result = mkfifo(path, mode)
             if result < 0 and errno != EEXIST:
                 return errno
-            if result == 0 and not portable and open_made(fifo, path):
+            if result == 0 and not PORTABLE and open_made(fifo, path):
                 return 0
         call[0] = b"open"
-        if portable:
+        if PORTABLE:
             result = lstat(path, &status)
         else:
             fifo._handle = result = c_open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC)
@@ -145,7 +143,7 @@ cdef int open_write_end(Fifo fifo, const char *path) noexcept nogil:
         return 0
     if errno != ENXIO:
         return errno
-    if portable:
+    if PORTABLE:
         return 0
     both = open_held(path, fifo._handle, fifo._device, fifo._inode, O_RDWR)
     if both < 0:
@@ -160,7 +158,7 @@ cdef int open_write_end(Fifo fifo, const char *path) noexcept nogil:
     return result
 
 
-cdef bint write_loudly = False      # whether this kernel has no RWF_NOSIGNAL; found out by the first write
+cdef bint write_loudly = PORTABLE   # whether this kernel has no RWF_NOSIGNAL; found out by the first write
 
 
 cdef ssize_t write_quietly(int fd, const iovec *vectors, int count, int *number) noexcept nogil:

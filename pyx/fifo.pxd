@@ -50,3 +50,4 @@ cdef void peer_unwatch(int token) noexcept nogil
 cdef int  peer_fd() noexcept nogil
 cdef void peer_dispatch() noexcept nogil
 cdef bint writer_connected(int fd) noexcept nogil
+cdef int  open_held(const char *path, int handle, uint64_t device, uint64_t inode, int access) noexcept nogil

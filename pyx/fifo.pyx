@@ -15,16 +15,15 @@ import os
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from libctrd.linux cimport *
 from libctrd.posix cimport *
+from libctrd.system cimport *
 
 from libctrd.errors import (
     CancelledError,
@@ -35,12 +34,32 @@ from libctrd.errors import (
     from_errno,
 )
 
+globals()["PORTABLE"] = bool(PORTABLE)    # to be asked by Python too: which build is this?
+
 cdef extern from "Python.h":
     bint PyOS_InterruptOccurred()
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
-    char *bytes_data "PyBytes_AS_STRING"(PyObject *block)
-    int resize_bytes "_PyBytes_Resize"(PyObject **block, Py_ssize_t size) except -1
+    char *bytes_data "PyBytes_AsString"(PyObject *block) except NULL
     void Py_XDECREF(PyObject *block)
+
+cdef extern from *:
+    """
+    #ifdef Py_LIMITED_API /* which has no such call: what is less than was asked for is copied once more */
+    static int ctrd_resize_bytes(PyObject **block, Py_ssize_t size)
+    {
+        PyObject *old = *block;
+        Py_ssize_t kept = PyBytes_Size(old) < size ? PyBytes_Size(old) : size;
+        *block = PyBytes_FromStringAndSize(NULL, size);
+        if (*block)
+            memcpy(PyBytes_AsString(*block), PyBytes_AsString(old), (size_t)kept);
+        Py_DECREF(old);
+        return *block ? 0 : -1;
+    }
+    #else
+    #define ctrd_resize_bytes _PyBytes_Resize
+    #endif
+    """
+    int resize_bytes "ctrd_resize_bytes"(PyObject **block, Py_ssize_t size) except -1
 
 cdef enum:
     OPENING = 0
@@ -52,8 +71,6 @@ cdef enum:
     MOST = 1048576          # bytes that one read(size) asks for at most
     ON_STACK = 4096         # up to here a read needs no object that must be shrunk afterwards
     VECTORS = 64            # buffers that go into one writev(2)
-
-cdef bint portable = not ON_LINUX    # tests: also the path of other systems, on Linux
 
 
 include "ends.pxi"
@@ -186,7 +203,7 @@ cdef class Fifo:
                 whole, self._ahead = self._ahead[:size], self._ahead[size:] or None
                 return whole
             whole = PyBytes_FromStringAndSize(NULL, size)
-            got = take_now(self, PyBytes_AS_STRING(whole), size)
+            got = take_now(self, PyBytes_AsString(whole), size)
             if got < 0:
                 check_patience(self)
                 return None
@@ -466,24 +483,4 @@ def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo
 include "adopting.pxi"
 
 
-def _switch(
-    *, portable_path: bool | None = None, inotify: bool | None = None, write_flag: bool | None = None
-) -> None:
-    """For the tests: the path of other systems; one with no inotify instance to be had; a kernel with no RWF_NOSIGNAL."""
-    global portable, hub_off, write_loudly
-    if portable_path is not None:
-        portable = portable_path or not ON_LINUX
-    if inotify is not None:
-        hub_off = not inotify
-    if write_flag is not None:
-        write_loudly = not write_flag
-
-
-def _counts() -> tuple[int, int, int]:
-    """For the tests: watches on fifos, threads that wait, and idle wakers that are kept."""
-    cdef int i, used = 0
-    pthread_mutex_lock(&hub_lock)
-    for i in range(hub_size):
-        used += watches[i].number >= 0
-    pthread_mutex_unlock(&hub_lock)
-    return used, wakers_all - wakers_idle, wakers_idle
+include "for_tests.pxi"

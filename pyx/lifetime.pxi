@@ -36,19 +36,19 @@ cdef run_relay():
 cdef int make_relay() noexcept:
     cdef sigset_t blocked, before
     cdef pthread_attr_t attributes
-    cdef int number, i
+    cdef int number
     close_relay()
     relay.stop = False
-    relay.poller = poller_open()
-    if relay.poller < 0 or wake_pair(relay.wake) < 0 or wake_pair(relay.peers) < 0 or pipe(relay.scratch) < 0:
+    number = poller_open(&relay.poller)
+    if number:
+        return number
+    if wake_pair(relay.wake) < 0 or wake_pair(relay.peers) < 0:
         return errno
-    for i in range(2):
-        fcntl(relay.scratch[i], F_SETFD, FD_CLOEXEC)
-        fcntl(relay.scratch[i], F_SETFL, O_NONBLOCK)
-    relay.null = c_open(b"/dev/null", O_RDWR | O_CLOEXEC)
-    if relay.null < 0:
+    if not PORTABLE and not make_scratch():
         return errno
-    number = poller_add(relay.wake[0], EPOLLIN, TAG_WAKE) or poller_add(relay.peers[0], EPOLLIN, TAG_PEERS)
+    number = poller_add(&relay.poller, relay.wake[0], POLLIN, False, TAG_WAKE)
+    if number == 0:
+        number = poller_add(&relay.poller, relay.peers[0], POLLIN, False, TAG_PEERS)
     if number:
         return number
     # Signals are Python's business; the two of job control are left alone, for a thread that blocks them gets EIO from a
@@ -65,9 +65,20 @@ cdef int make_relay() noexcept:
     return number
 
 
+cdef bint make_scratch() noexcept:
+    """What bytes are moved through and to uncopied. False with errno."""
+    cdef int i
+    if pipe(relay.scratch) < 0:
+        return False
+    for i in range(2):
+        fcntl(relay.scratch[i], F_SETFD, FD_CLOEXEC)
+        fcntl(relay.scratch[i], F_SETFL, O_NONBLOCK)
+    relay.null = c_open(b"/dev/null", O_RDWR | O_CLOEXEC)
+    return relay.null >= 0
+
+
 cdef void close_relay() noexcept:
-    if relay.poller >= 0:
-        c_close(relay.poller)
+    poller_close(&relay.poller)
     if relay.null >= 0:
         c_close(relay.null)
     close_two(relay.wake)
@@ -85,7 +96,8 @@ cdef void close_two(int *two) noexcept:
 
 cdef void forget_relay() noexcept:
     relay.running = False
-    relay.poller = relay.null = -1
+    poller_none(&relay.poller)
+    relay.null = -1
     relay.wake[0] = relay.wake[1] = relay.peers[0] = relay.peers[1] = relay.scratch[0] = relay.scratch[1] = -1
     relay.ready = NULL
     relay.timed = False

@@ -1,5 +1,5 @@
 # The relay thread (a part of relay.pyx): it waits in one place, for all pumps, and takes turns with those that can move.
-# It never takes the GIL. The poller is four functions; the rest does not know which one it is.
+# It never takes the GIL.
 
 cdef enum:
     TAG_WAKE = 1            # tags of the poller that are no pump; with a pump, the lowest bit says which end
@@ -9,33 +9,6 @@ cdef enum:
     LOOK_AGAIN = 25         # ms, for a pending sink without a watch
     SETTLE = 1              # ms that a reader must have been there, see `settle`
     IDLE = 1000             # ms without a byte, after which a grown pipe is given back
-
-
-# --- the poller ----------------------------------------------------------------------------------------------------
-
-
-cdef int poller_open() noexcept nogil:
-    return epoll_create1(EPOLL_CLOEXEC)
-
-
-cdef int poller_add(int fd, uint32_t events, uint64_t tag) noexcept nogil:
-    """0 or an errno; EPERM: such a descriptor never waits."""
-    cdef epoll_event event
-    event.events = events
-    event.data.u64 = tag
-    return 0 if epoll_ctl(relay.poller, EPOLL_CTL_ADD, fd, &event) == 0 else errno
-
-
-cdef void poller_remove(End *end) noexcept nogil:
-    """Closing is not enough: while a child of a fork holds the open file, its events would go on to arrive."""
-    cdef epoll_event event
-    if end.polled:
-        end.polled = False
-        epoll_ctl(relay.poller, EPOLL_CTL_DEL, end.fd, &event)
-
-
-cdef int poller_wait(epoll_event *events, int timeout) noexcept nogil:
-    return epoll_wait(relay.poller, events, BATCH, timeout)
 
 
 # --- pumps ---------------------------------------------------------------------------------------------------------
@@ -57,11 +30,11 @@ cdef void make_ready(pump_t *pump) noexcept nogil:
     relay.last_ready = pump
 
 
-cdef int poll_end(pump_t *pump, End *end, uint32_t events, uint64_t side) noexcept nogil:
+cdef int poll_end(pump_t *pump, End *end, unsigned int events, uint64_t side) noexcept nogil:
     cdef int number
     if end.fd < 0 or end.polled:
         return 0
-    number = poller_add(end.fd, events | EPOLLET, <uint64_t>pump | side)
+    number = poller_add(&relay.poller, end.fd, events, True, <uint64_t>pump | side)
     if number == 0:
         end.polled = True
         return 0
@@ -71,6 +44,12 @@ cdef int poll_end(pump_t *pump, End *end, uint32_t events, uint64_t side) noexce
     if end.how == ASK:
         end.how = PLAIN
     return 0
+
+
+cdef void unpoll(End *end) noexcept nogil:
+    if end.polled:
+        end.polled = False
+        poller_remove(&relay.poller, end.fd)
 
 
 cdef void over(pump_t *pump) noexcept nogil:
@@ -85,8 +64,8 @@ cdef void over(pump_t *pump) noexcept nogil:
     if pump.sink.grown_from:
         relay.grown -= 1
     pthread_mutex_lock(&lock)
-    poller_remove(&pump.source)
-    poller_remove(&pump.sink)
+    unpoll(&pump.source)
+    unpoll(&pump.sink)
     close_end(&pump.source)
     close_end(&pump.sink)
     free(pump.rest)
@@ -122,9 +101,9 @@ cdef void turn(pump_t *pump) noexcept nogil:
 
 
 cdef void begin(pump_t *pump) noexcept nogil:
-    cdef int number = poll_end(pump, &pump.source, EPOLLIN, 0)
+    cdef int number = poll_end(pump, &pump.source, POLLIN, 0)
     if number == 0:
-        number = poll_end(pump, &pump.sink, EPOLLOUT, 1)
+        number = poll_end(pump, &pump.sink, POLLOUT, 1)
     if pump.sink.null and pump.sink.how != PLAIN:
         pump.splices = False            # a device that can wait would do so in splice
     if number == 0 and pump.pending:
@@ -134,7 +113,12 @@ cdef void begin(pump_t *pump) noexcept nogil:
         fail(pump, number, WATCH)
         pthread_mutex_unlock(&lock)
         over(pump)
-    elif pump.source.ready or pump.no_more or pump.bounded:
+        return
+    if pump.kind == CALL and pump.held:     # read ahead by the fifo
+        pthread_mutex_lock(&lock)
+        queue_job(pump)
+        pthread_mutex_unlock(&lock)
+    if pump.source.ready or pump.no_more or pump.bounded or pump.rest != NULL:
         make_ready(pump)
 
 
@@ -142,10 +126,11 @@ cdef void watch(pump_t *pump) noexcept nogil:
     """First the watch, then the look: a reader that opens in between makes an event (see peer_watch)."""
     cdef int fd
     pump.token = -1
-    if not writer_connected(pump.sink.fd):
+    pump.watched = True
+    if pump.sink.fd >= 0 and not writer_connected(pump.sink.fd):
         pump.token = peer_watch(pump.sink.fd, relay.peers[1])
         fd = peer_fd()
-        if pump.token >= 0 and poller_add(fd, EPOLLIN, TAG_PEER_EVENTS) not in (0, EEXIST):
+        if pump.token >= 0 and poller_add(&relay.poller, fd, POLLIN, False, TAG_PEER_EVENTS) not in (0, EEXIST):
             peer_unwatch(pump.token)
             pump.token = -1
     settle(pump)
@@ -157,13 +142,17 @@ cdef void settle(pump_t *pump) noexcept nogil:
     It counts when it is there at two looks, 1 ms apart: a writer that opens the same fifo in another process is its own
     reader for a moment.
     """
-    cdef bint there = writer_connected(pump.sink.fd)
+    cdef bint there
     cdef int64_t now = monotonic()
+    if PORTABLE and pump.sink.fd < 0 and not open_sink(pump):
+        return
+    there = pump.sink.fd >= 0 and writer_connected(pump.sink.fd)
     if there and pump.seen and now - pump.seen >= SETTLE * 1000000:
         if pump.token >= 0:
             peer_unwatch(pump.token)
         pump.token = -1
         pump.pending = False
+        wait_for(&pump.sink)    # what was told of it while it was pending has been let go
         make_ready(pump)
         return
     if not there:
@@ -171,6 +160,22 @@ cdef void settle(pump_t *pump) noexcept nogil:
     elif not pump.seen:
         pump.seen = now
     relay.timed = relay.timed or there or pump.token < 0
+
+
+cdef bint open_sink(pump_t *pump) noexcept nogil:
+    """Opens the pending sink that could not be opened before its reader came, if he has. False: it has failed."""
+    cdef int number
+    pump.sink.fd = open_held(pump.sink_path, -1, pump.sink_device, pump.sink_inode, O_WRONLY)
+    if pump.sink.fd >= 0:
+        number = poll_end(pump, &pump.sink, POLLOUT, 1)
+    else:
+        number = 0 if errno in (ENXIO, EINTR, EMFILE, ENFILE) else errno
+    if not number:
+        return True
+    pump.pending = False
+    pump.sink_error = number
+    make_ready(pump)
+    return False
 
 
 cdef void settle_all() noexcept nogil:
@@ -183,7 +188,7 @@ cdef void settle_all() noexcept nogil:
     pthread_mutex_unlock(&lock)
     while pump != NULL:
         next = pump.next
-        if pump.pending and pump.sink.polled:
+        if pump.pending and pump.watched:
             settle(pump)
         pump = next
 
@@ -229,17 +234,17 @@ cdef void obey(pump_t *pump, unsigned int commands) noexcept nogil:
         make_ready(pump)
 
 
-cdef void event_of(pump_t *pump, bint sink, uint32_t events) noexcept nogil:
+cdef void event_of(pump_t *pump, bint sink, unsigned int events) noexcept nogil:
     cdef int number = 0
     cdef socklen_t size = sizeof(number)
     if not sink:
         pump.source.ready = True
-        if events & EPOLLHUP and pump.source.pipe:
+        if events & POLLHUP and pump.source.pipe:
             pump.hung_up = True
     else:
         if pump.pending:
             return              # its reader has never been there: that is what the error says
-        if events & EPOLLERR or (events & EPOLLHUP and not pump.sink.pipe):
+        if events & POLLERR or (events & POLLHUP and (PORTABLE or not pump.sink.pipe)):
             if pump.sink.how == SOCKET:
                 getsockopt(pump.sink.fd, SOL_SOCKET, SO_ERROR, &number, &size)
             elif pump.sink.terminal:
@@ -301,7 +306,7 @@ cdef bint take_commands() noexcept nogil:
 
 
 cdef void *run(void *nothing) noexcept nogil:
-    cdef epoll_event[BATCH] events
+    cdef seen_t[BATCH] seen
     cdef pump_t *pump
     cdef pump_t *last
     cdef uint64_t tag
@@ -311,10 +316,10 @@ cdef void *run(void *nothing) noexcept nogil:
     cdef bint commanded, opened
     name_thread(b"ctrd-relay")
     while True:
-        count = poller_wait(events, patience())
+        count = poller_wait(&relay.poller, seen, BATCH, patience())
         commanded = opened = False
         for i in range(count):
-            tag = events[i].data.u64
+            tag = tag_of(&seen[i])
             if tag == TAG_WAKE:
                 empty(relay.wake[0])
                 commanded = True
@@ -324,7 +329,7 @@ cdef void *run(void *nothing) noexcept nogil:
             elif tag == TAG_PEER_EVENTS:
                 peer_dispatch()
             else:
-                event_of(<pump_t *>(tag & ~<uint64_t>1), tag & 1, events[i].events)
+                event_of(<pump_t *>(tag & ~<uint64_t>1), tag & 1, events_of(&seen[i]))
         # Pumps end only from here on, when no event of the batch is left that could name one.
         if commanded and not take_commands():
             return NULL

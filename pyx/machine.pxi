@@ -81,8 +81,8 @@ cdef int writer_there(Fifo fifo) except -2:
     cdef char byte
     cdef ssize_t got
     with nogil:
-        there = -ENOSYS if portable else has_writer(fd)
-    if there > -1 or not portable:
+        there = has_writer(fd)
+    if there > -1 or not PORTABLE:
         return max(there, -1)
     if look_at(fd) & POLLIN:
         return 1
@@ -178,8 +178,8 @@ cdef ssize_t take(Fifo fifo, char *buffer, size_t size) except -1:
 
 cdef ssize_t take_ahead(Fifo fifo, char *buffer, size_t size) except -1:
     cdef bytes ahead = fifo._ahead
-    cdef size_t got = min(<size_t>PyBytes_GET_SIZE(ahead), size)
-    memcpy(buffer, PyBytes_AS_STRING(ahead), got)
+    cdef size_t got = min(<size_t>len(ahead), size)
+    memcpy(buffer, PyBytes_AsString(ahead), got)
     fifo._ahead = ahead[got:] or None
     return got
 

@@ -1,6 +1,9 @@
 # How bytes move (a part of relay.pyx): what the relay thread does to two descriptors, without the GIL, never waiting in a
-# system call. Whoever gets EAGAIN from here waits for an edge of the poller; since every edge since the pump was added
-# leads to another try, and a try ends with EAGAIN, nothing that became possible meanwhile is missed.
+# system call. Whoever gets EAGAIN from here waits for an edge of the poller (`wait_for`); since every edge since the pump
+# was added leads to another try, and a try ends with EAGAIN, nothing that became possible meanwhile is missed.
+#
+# The portable build has no way but `ASK` to a pipe whose flags others share. Another process that reads from it, or fills
+# it, between the question and the answer can make the relay wait there: POSIX has no call that would not.
 
 cdef enum:
     PIECE = 65536           # bytes of one read or write
@@ -29,7 +32,7 @@ cdef ssize_t take(End *end, char *buffer, size_t size) noexcept nogil:
     if end.how == SOCKET:
         got = recv(end.fd, buffer, size, MSG_DONTWAIT)
     elif end.how == PIPE:
-        got = splice(end.fd, NULL, relay.scratch[1], NULL, size, SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+        got = move(end.fd, relay.scratch[1], size)
         if got > 0:
             while done < <size_t>got:
                 more = c_read(relay.scratch[0], buffer + done, <size_t>got - done)
@@ -41,7 +44,8 @@ cdef ssize_t take(End *end, char *buffer, size_t size) noexcept nogil:
         if end.how == ASK:
             if not look(end.fd, POLLIN):
                 return -EAGAIN
-            size = min(size, <size_t>end.piece)
+            if not end.pipe:        # which gives what it has and waits for no more
+                size = min(size, <size_t>end.piece)
         got = c_read(end.fd, buffer, size)
     if got >= 0:
         return got
@@ -62,7 +66,7 @@ cdef ssize_t put(End *end, const char *data, size_t size) noexcept nogil:
         gone = c_write(relay.scratch[1], data, size)
         if gone <= 0:
             return -EIO
-        moved = splice(relay.scratch[0], NULL, end.fd, NULL, <size_t>gone, SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+        moved = move(relay.scratch[0], end.fd, <size_t>gone)
         if moved < 0:
             moved = -errno
         over = <size_t>(gone - max(moved, 0))
@@ -104,6 +108,13 @@ cdef void shrink(End *end) noexcept nogil:
         relay.grown -= 1
 
 
+cdef inline void wait_for(End *end) noexcept nogil:
+    """There is nothing now, or no room: the next event says when to try again."""
+    end.ready = False
+    if end.polled:
+        poller_again(&relay.poller, end.fd)
+
+
 cdef bint at_end(pump_t *pump) noexcept nogil:
     """A read of nothing: whether that is the end.
 
@@ -116,7 +127,7 @@ cdef bint at_end(pump_t *pump) noexcept nogil:
         pump.hung_up = True
         pump.source.ready = True
     else:
-        pump.source.ready = False
+        wait_for(&pump.source)
     return False
 
 
@@ -129,7 +140,7 @@ cdef void sink_failed(pump_t *pump, int number) noexcept nogil:
     pthread_mutex_lock(&lock)
     fail(pump, number, SINK)
     if pump.sink.fd >= 0:
-        poller_remove(&pump.sink)
+        unpoll(&pump.sink)
         close_end(&pump.sink)
     pthread_mutex_unlock(&lock)
     free(pump.rest)
@@ -164,8 +175,8 @@ cdef int turn_discard(pump_t *pump) noexcept nogil:
     while budget > 0:
         if drained(pump):
             return OVER
-        if pump.source.pipe:
-            got = splice(pump.source.fd, NULL, relay.null, NULL, most(pump, GROWN), SPLICE_F_NONBLOCK | SPLICE_F_MOVE)
+        if pump.source.pipe and not PORTABLE:
+            got = move(pump.source.fd, relay.null, most(pump, GROWN))
             if got < 0:
                 got = -errno
         else:
@@ -181,7 +192,7 @@ cdef int turn_discard(pump_t *pump) noexcept nogil:
             if not pump.source.ready:
                 return WAITS
         elif got == -EAGAIN:
-            pump.source.ready = False
+            wait_for(&pump.source)
             return OVER if pump.bounded else WAITS
         elif got != -EINTR:
             return source_failed(pump, <int>-got)
@@ -219,6 +230,7 @@ cdef int turn_copy(pump_t *pump) noexcept nogil:
                     free(pump.rest)
                     pump.rest = NULL
             elif gone == -EAGAIN or gone == 0:
+                wait_for(&pump.sink)
                 return WAITS
             elif gone != -EINTR:
                 sink_failed(pump, <int>-gone)
@@ -227,9 +239,7 @@ cdef int turn_copy(pump_t *pump) noexcept nogil:
         if drained(pump):
             return OVER
         if pump.splices:
-            got = splice(
-                pump.source.fd, NULL, pump.sink.fd, NULL, most(pump, GROWN), SPLICE_F_NONBLOCK | SPLICE_F_MOVE
-            )
+            got = move(pump.source.fd, pump.sink.fd, most(pump, GROWN))
             if got > 0:
                 left(pump, got)
                 arrived(pump, got)
@@ -258,7 +268,7 @@ cdef int turn_copy(pump_t *pump) noexcept nogil:
             if at_end(pump):
                 return OVER
         elif got == -EAGAIN:
-            pump.source.ready = False
+            wait_for(&pump.source)
         elif got < 0:
             if got != -EINTR:
                 return source_failed(pump, <int>-got)
@@ -350,7 +360,7 @@ cdef int turn_buffer(pump_t *pump) noexcept nogil:
             if at_end(pump):
                 return OVER
         elif got == -EAGAIN:
-            pump.source.ready = False
+            wait_for(&pump.source)
         elif got != -EINTR:
             return source_failed(pump, <int>-got)
     return AGAIN

@@ -84,11 +84,9 @@ cdef void drain_hub() noexcept nogil:
 cdef int peer_watch(int fd, int wake_fd) noexcept nogil:
     """From now on each open of fd's inode adds 1 to the eventfd wake_fd. A token >= 0, or -errno: look on a timer."""
     global hub_fd, hub_free
-    cdef char[32] reach
     cdef int number, token, bucket
-    if hub_off:
+    if PORTABLE or hub_off:
         return -ENOSYS
-    snprintf(reach, sizeof(reach), b"/proc/self/fd/%d", fd)
     pthread_mutex_lock(&hub_lock)
     if hub_fd < 0:
         hub_fd = inotify_init()
@@ -97,7 +95,7 @@ cdef int peer_watch(int fd, int wake_fd) noexcept nogil:
     elif hub_free < 0 and not grow_hub():
         token = -ENOMEM
     else:
-        number = inotify_add(hub_fd, reach)
+        number = inotify_add(hub_fd, fd)
         if number < 0:
             token = -errno
         else:

@@ -1,4 +1,4 @@
-"""libc as every Unix has it, declared once for all compiled modules. Declarations only; Linux's own are in linux.pxd."""
+"""libc as every Unix has it, declared once for all compiled modules. What differs between systems is in system.pxd."""
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -7,13 +7,6 @@ cdef extern from "<errno.h>" nogil:
     int errno
     int EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, ECONNRESET, EEXIST, EINTR, EINVAL, EIO, EISDIR, EMFILE, ENFILE, ENODEV
     int ENOENT, ENOMEM, ENOSPC, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, EPIPE, ESRCH, ESTALE
-
-cdef extern from *:
-    """
-    #include <errno.h>
-    static inline void ctrd_set_errno(int number) { errno = number; }
-    """
-    void set_errno "ctrd_set_errno"(int number) nogil
 
 cdef extern from "<sys/types.h>" nogil:
     ctypedef unsigned int mode_t

@@ -16,7 +16,7 @@ cdef enum:                  # what becomes of the bytes
 
 cdef enum:                  # how a descriptor is read or written without ever waiting in it
     OURS = 0                # its open file is ours and nonblocking
-    PIPE = 1                # a pipe whose flags others share: splice, through the scratch pipe where need be
+    PIPE = 1                # a pipe whose flags others share: splice, through the scratch pipe (not PORTABLE: ASK)
     SOCKET = 2              # MSG_DONTWAIT
     PLAIN = 3               # never waits: a file, /dev/null
     ASK = 4                 # anything else: poll first, then a little
@@ -76,6 +76,9 @@ cdef struct pump_t:
     End sink
     # how far it is
     bint pending            # the sink is a fifo whose reader has never been there: nothing is written before
+    char *sink_path         # PORTABLE: of a pending sink, which has no descriptor before its reader has come
+    uint64_t sink_device
+    uint64_t sink_inode
     bint splices            # relay only
     bint in_ready           # relay only
     bint draining           # relay only: the sink has failed
@@ -83,6 +86,7 @@ cdef struct pump_t:
     bint no_more            # relay only: no writer comes any more
     bint bounded            # relay only: it ends after `remaining` more bytes
     bint tried_growing      # relay only
+    bint watched            # relay only: a pending sink that is looked at
     int token               # relay only: of peer_watch
     int sink_error          # relay only: what an event said
     int64_t remaining       # relay only
@@ -115,7 +119,7 @@ cdef struct State:
     bint running
     bint stop
     int generation          # of the process, counted by forks
-    int poller
+    poller_t poller
     int wake[2]             # commands
     int peers[2]            # a fifo was opened somewhere
     int null
@@ -181,6 +185,7 @@ cdef void forget(pump_t *pump) noexcept nogil:
         close_end(&pump.sink)
         free_chunks(pump)
         free(pump.rest)
+        free(pump.sink_path)
         free(pump)
 
 

@@ -15,16 +15,16 @@ import os
 import threading
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from libctrd.fifo cimport Fifo, peer_dispatch, peer_fd, peer_unwatch, peer_watch, writer_connected
-from libctrd.linux cimport *
+from libctrd.fifo cimport Fifo, peer_dispatch, peer_fd, open_held, peer_unwatch, peer_watch, writer_connected
 from libctrd.posix cimport *
+from libctrd.system cimport *
 
 from libctrd._log import log as logger
 from libctrd.errors import (
@@ -35,6 +35,7 @@ from libctrd.errors import (
     from_errno,
 )
 
+globals()["PORTABLE"] = bool(PORTABLE)    # to be asked by Python too: which build is this?
 cdef bint stopped = False       # the interpreter is at its end: no Python is called any more
 
 include "pumps.pxi"
@@ -226,7 +227,7 @@ cdef class Pump:
         if there == 0:
             return b""
         data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>there)
-        to = PyBytes_AS_STRING(data)
+        to = PyBytes_AsString(data)
         pthread_mutex_lock(&lock)
         left = there
         while left:

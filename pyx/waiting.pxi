@@ -109,8 +109,9 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until, unsign
     cdef int64_t left = -1
     if fifo._news != news:
         return 0
-    cdef bint announced = fd >= 0 and not portable
-    cdef bint hurry = not borrow_waker(waker) or (fifo._state == OPENING and not announced)
+    cdef bint announced = fd >= 0 and not PORTABLE
+    # Of a first writer poll tells, with its first byte or its hang-up; of a reader, or of a writer that only opens, nothing.
+    cdef bint hurry = not borrow_waker(waker) or (fifo._state == OPENING and not announced and (for_peer or fd < 0))
     polled[0].fd = waker[0]
     polled[0].events = POLLIN
     # A writer without a reader has nothing to poll: POLLERR would never be silent.
@@ -133,7 +134,10 @@ cdef int wait_turn(Fifo fifo, short events, bint for_peer, int64_t until, unsign
                 if waker[1] >= 0:
                     token = peer_watch(fd, waker[1])
                 polled[2].fd = peer_fd()
-                there = writer_connected(fd) if fifo._access == O_WRONLY else has_writer(fd)
+                if fifo._access == O_WRONLY:
+                    there = writer_connected(fd)
+                else:
+                    there = has_writer(fd)
                 hurry = hurry or token < 0 or there < 0
             while there <= 0:
                 if until >= 0:

@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
+import portable_kit
 import pytest
 from client_kit import Recorder
 from containerd_kit import containerd, new_containerd
@@ -84,9 +85,36 @@ APPLETS = (
 BUSYBOX = "/bin/busybox"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Here and not in pyproject.toml, which is not there where only the tests and the installed package are.
+MARKERS = (
+    "bar: runs for minutes; CTRD_BAR_RUNS says how many runs it makes",
+    "containerd(why): it is about what the local engine does not have, and runs on containerd alone",
+    "linux(why): it is about what the portable build has not",
+    "local(why): it is about the local engine's own mechanism, and runs there alone",
+    "cannot(engine, why, raises=None): that engine cannot do it; tried there all the same, and has to fail",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tells pytest of the marks."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What chooses among the tests."""
+    portable_kit.add_options(parser)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that count the threads and descriptors of this process come first: others leave idle threads behind."""
+    portable_kit.choose(config, items)
     items.sort(key=lambda item: not item.path.name.startswith(("test_fifo", "test_relay")))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the portable build leaves out."""
+    portable_kit.tell_skipped(terminalreporter)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -26,8 +25,6 @@ from libctrd.engine import private, privateserve
 from libctrd.engine.channel import Channel
 from libctrd.engine.daemon import Daemon, Kind
 from libctrd.engine.taskshim import Ended
-
-ROOT = Path(__file__).parent.parent
 
 
 class Place(ABC):
@@ -247,9 +244,7 @@ def elsewhere(place: Place, script: str, **how: object) -> subprocess.Popen[str]
         f"{place.import_kind}\n"
         f"daemon = Daemon(Kind(), {place.directory!r}, **{how!r})\n{script}"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", text], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

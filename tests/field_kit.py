@@ -19,7 +19,6 @@ from engine_kit import leftovers
 
 from libctrd.errors import CtrdError
 
-ROOT = Path(__file__).parent.parent
 WAIT = 60.0  # seconds; nothing that works takes so long
 Make = Callable[..., dict[str, Any]]
 
@@ -94,7 +93,7 @@ def python(script: str, *arguments: str, **how: Any) -> subprocess.Popen[str]:
     """A Python of its own that runs *script*; what it prints can be read from ``stdout``."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        **{"cwd": ROOT, "stdout": subprocess.PIPE, "text": True, **how},
+        **{"stdout": subprocess.PIPE, "text": True, **how},
     )
 
 

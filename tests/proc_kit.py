@@ -17,7 +17,6 @@ import pytest
 
 from libctrd import _spawn, proc
 
-ROOT = Path(__file__).parent.parent
 GONE = 2**22 + 1  # above the largest pid_max there is, so nobody's
 
 
@@ -99,7 +98,7 @@ def run_python(script: str, *prefix: str) -> str:
     """The output of *script* in a Python of its own, for what would change this one."""
     done = subprocess.run(
         [*prefix, sys.executable, "-c", textwrap.dedent(script)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from field_kit import until
+from portable_kit import LINUX_PYTHON
 
 from libctrd import protos
 from libctrd import spec as specs
@@ -56,7 +56,7 @@ class Served:
         self.call("GetServerVersion")  # its socket is there before a test counts those that there are
 
     def popen(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "libctrd.cli", "--state-dir", self.state, *self.options, "serve"]
+        command = [LINUX_PYTHON, "-m", "libctrd.cli", "--state-dir", self.state, *self.options, "serve"]
         return subprocess.Popen(
             [*command, "--address", f"unix://{self.socket}", *arguments],
             stdout=subprocess.PIPE,

@@ -31,7 +31,6 @@ from libctrd.engine import shim
 
 RUNS = int(os.environ.get("CTRD_BAR_RUNS", "1000"))
 MIB = 1 << 20
-ROOT = Path(__file__).parent.parent
 Make = Callable[..., dict[str, Any]]
 
 
@@ -252,7 +251,7 @@ def test_a_start_writes_its_config_once_and_reads_it_never(state_dir: str, rootf
     )
     calls = "trace=openat,openat2,open,creat,execve"
     traced = [strace, "-f", "-Y", "-s", "4096", "-e", calls, "-o", str(trace)]
-    subprocess.run([*traced, *client_script(state_dir, rootfs, whole_life)], cwd=ROOT, check=True, timeout=WAIT)
+    subprocess.run([*traced, *client_script(state_dir, rootfs, whole_life)], check=True, timeout=WAIT)
     lines = trace.read_text().splitlines()
     started = [line for line in lines if "execve(" in line]
     assert any("ctrd-shim" in line for line in started), "the trace has seen the shim"
@@ -296,14 +295,14 @@ def comm(pid: int) -> str:
 @pytest.mark.local("the next client gets the output from the shim")
 def test_a_container_outlives_its_client_and_a_new_one_learns_its_exit(state_dir: str, rootfs: str) -> None:  # C28
     starts = "client.create('web', spec).start(); print('started', flush=True); time.sleep(1000)"
-    with subprocess.Popen(client_script(state_dir, rootfs, starts), stdout=subprocess.PIPE, cwd=ROOT) as first:
+    with subprocess.Popen(client_script(state_dir, rootfs, starts), stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"started\n"
         first.send_signal(signal.SIGKILL)
     waits = "print(client.get('web').status, flush=True); print(client.get('web').wait().code)"
     with (
         libctrd.connect(f"local:{state_dir}") as client,
-        subprocess.Popen(client_script(state_dir, rootfs, waits), stdout=subprocess.PIPE, cwd=ROOT) as new,
+        subprocess.Popen(client_script(state_dir, rootfs, waits), stdout=subprocess.PIPE) as new,
     ):
         assert new.stdout is not None
         assert new.stdout.readline() == b"running\n"

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from containerd_kit import program
+from portable_kit import sources
 
 pytestmark = pytest.mark.local("it measures the local engine")
 
-BENCH = Path(__file__).parent.parent / "tools/bench"
+BENCH = sources("tools", "bench")
 MEASURED = {
     "starts": ["start", "command"],
     "rates": ["rate"],

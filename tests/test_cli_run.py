@@ -205,6 +205,7 @@ def test_debug_shows_where_an_error_comes_from(ctrd: Ctrd) -> None:
     assert done.stderr.splitlines()[-1].startswith(b"ctrd: there is no container 'nobody'")
 
 
+@pytest.mark.local("its shims are children")
 def test_the_process_that_ran_a_container_leaves_no_child(ctrd: Ctrd) -> None:
     code = (
         "import os, sys; from libctrd.cli import main\n"

@@ -144,6 +144,7 @@ def test_a_client_that_hears_of_all_can_take_over_one(client: Client, engine: Pl
 # ---- inotify ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.linux("inotify")
 def test_changes_in_directories_are_told_in_order(tmp_path: Path) -> None:
     watches = Inotify()
     top = watches.add(str(tmp_path), CREATE | MOVED_TO)

@@ -148,6 +148,7 @@ def act_all(threads: list[Callable[[], None]]) -> None:
         thread.result(WAIT)
 
 
+@pytest.mark.local("a place of each example's own")
 @pytest.mark.timeout(300)
 @settings(QUICK, max_examples=40)
 @given(scripts=st.lists(SCRIPTS, min_size=2, max_size=4), raises=RAISES)
@@ -394,6 +395,7 @@ class Waiters(RuleBasedStateMachine):
         self.context.__exit__(None, None, None)
 
 
+@pytest.mark.local("a place of its own")
 @pytest.mark.timeout(300)
 def test_the_oldest_caller_is_woken_first_after_the_report_and_an_exit_ends_the_rest(rootfs: str) -> None:  # C11
     need(shutil.which("crun"), "crun")

@@ -26,7 +26,7 @@ from fifo_kit import (  # noqa: F401
 )
 
 from libctrd.errors import ClosedError, InvalidArgumentError, UnavailableError
-from libctrd.fifo import Fifo, open_fifo
+from libctrd.fifo import PORTABLE, Fifo, open_fifo
 
 pytestmark = pytest.mark.usefixtures("steady", "way")
 
@@ -366,6 +366,9 @@ def test_a_descriptor_that_is_handed_over_while_it_is_read_stays_valid(path: Pat
 def test_it_grows_where_the_system_lets_it(path: Path) -> None:
     reader, writer = both(path)
     with reader, writer:
+        if PORTABLE:
+            assert reader.grow(4096) == writer.grow(1 << 60) == 0, "the system does not tell"
+            return
         before = reader.grow(4096)
         after = writer.grow(1 << 17)
         assert after >= before

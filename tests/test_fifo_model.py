@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from libctrd import fifo as fifo_module
 from libctrd.errors import ClosedError, NotFoundError, UnavailableError
-from libctrd.fifo import Fifo, open_fifo
+from libctrd.fifo import PORTABLE, Fifo, open_fifo
 
 SMALL = 2000  # bytes; a pipe has room for as much as this in any state
 
@@ -88,11 +88,8 @@ def promptly() -> Iterator[None]:
 
 
 class FifoMachine(RuleBasedStateMachine):
-    portable = False
-
     def __init__(self) -> None:
         super().__init__()
-        fifo_module._switch(portable_path=self.portable)
         self.files = open_files()
         self.folder = Path(tempfile.mkdtemp(prefix="fifo-model-"))
         self.path = self.folder / "fifo"
@@ -121,8 +118,8 @@ class FifoMachine(RuleBasedStateMachine):
         self.pipe = self.pipe or Pipe()
         reads, writes = access != os.O_WRONLY, access != os.O_RDONLY
         early = writes and not reads and not self.pipe.readers
-        end = End(self.pipe, fifo, reads, writes and not (early and self.portable))
-        if early and self.portable:
+        end = End(self.pipe, fifo, reads, writes and not (early and PORTABLE))
+        if early and PORTABLE:
             self.pipe.ends.remove(end)
             self.waiting.append(end)
         end.connected = end.connected or (writes and not early)
@@ -305,18 +302,11 @@ class FifoMachine(RuleBasedStateMachine):
         for end in list(self.ends):
             self.let_go(end, detached=False)
         shutil.rmtree(self.folder)
-        fifo_module._switch(portable_path=False)
         assert open_files() == self.files
         assert fifo_module._counts()[:2] == (0, 0)
 
 
-class PortableMachine(FifoMachine):
-    portable = True
-
-
 TestFifos = FifoMachine.TestCase  # C13 to C16, C28
-TestFifosOfOtherSystems = PortableMachine.TestCase
-for case in (TestFifos, TestFifosOfOtherSystems):
-    case.settings = settings(
-        max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+TestFifos.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)

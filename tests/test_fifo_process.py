@@ -18,7 +18,7 @@ import os, signal, subprocess, sys, threading
 from fifo_kit import READ, WRITE, Background, both, open_files, until, waiting
 from libctrd import fifo as fifo_module
 from libctrd.errors import ClosedError, UnavailableError
-from libctrd.fifo import Cancellation, open_fifo
+from libctrd.fifo import PORTABLE, Cancellation, open_fifo
 path = sys.argv[1]
 """
 
@@ -45,20 +45,21 @@ def test_a_forked_child_starts_clean_and_can_wait_itself(path: Path) -> None:
     cancel = Cancellation()
     writing, reading = Background(writer.write, b"parent"), Background(other.read)
     opening = Background(lambda: open_fifo(path + "4", os.O_RDONLY | os.O_CREAT, cancel=cancel))
-    until(lambda: waiting() == 3 and fifo_module._counts()[0] == 2)
+    until(lambda: waiting() == 3 and fifo_module._counts()[0] == (0 if PORTABLE else 2))
     child = os.fork()
     if child == 0:
         links = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n != "3"
                  and os.path.lexists(f"/proc/self/fd/{n}")]
         assert not [link for link in links if "eventfd" in link or "inotify" in link], links
+        assert not fifo_module._kept()
         assert fifo_module._counts() == (0, 0, 0)
         before = len(open_files())
         cancel.cancel()            # wakes nobody here, and nobody there
         writer.close()
         other.close()
-        assert len(open_files()) == before - 2
+        assert len(open_files()) == before - (1 if PORTABLE else 2)     # where a writer has one before its reader comes
         third = Background(open_fifo, path + "3", os.O_WRONLY | os.O_CREAT)
-        until(lambda: fifo_module._counts()[0] == 1)
+        until(lambda: waiting() == 1 and fifo_module._counts()[0] == (0 if PORTABLE else 1))
         with open_fifo(path + "3", READ) as reader:
             third.result().write(b"child")
             assert reader.read(10) == b"child"
@@ -186,6 +187,7 @@ print(os.read(reader, 10))
 """
 
 
+@pytest.mark.linux("inotify, and its queue")
 def test_a_queue_of_events_that_overflows_loses_no_peer(path: Path) -> None:  # C17
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 200_000:

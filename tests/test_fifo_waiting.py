@@ -445,7 +445,7 @@ def test_a_thread_that_waits_sleeps(path: Path, what: str, way: str) -> None:  #
     fifo.close()
     watching.result()
     # The GIL costs some switches; a retry every 25 ms, where nothing announces a peer, makes 10 turns.
-    assert woken[0] <= (8 if way == "linux" or (way, what) == ("no inotify", "read") else 30)
+    assert woken[0] <= (8 if way == "linux" or what == "read" else 30)
     for other, _ in kinds.values():
         other.close()
 

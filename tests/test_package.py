@@ -18,10 +18,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from portable_kit import sources
 
 import libctrd
 
-ROOT = Path(__file__).parent.parent
+ROOT = sources("pyproject.toml").parent
 PACKAGE = ROOT / "libctrd"
 COMPILED = ("fifo", "relay", "shape")
 MOST_LINES = 500
@@ -139,16 +140,12 @@ def texts() -> dict[str, str]:
     """Every file of the project that was written by hand, by its name in the clone; no test data, nothing built."""
     texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md")
     found = [ROOT / name for name in ("setup.py", "pyproject.toml", "MANIFEST.in", *texts)]
-    for directory in ("libctrd", "pyx", "tests", "tools", ".ci"):
+    for directory in ("libctrd", "pyx", "share", "tests", "tools", ".ci"):
         found += [path for path in (ROOT / directory).rglob("*") if path.is_file()]
-    generated = {ROOT / "pyx" / f"{module}.c" for module in COMPILED}
     return {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
         for path in found
-        if path not in generated
-        and path.suffix not in (".so", ".pyc", ".binpb")
-        and path.name != "ctrd-shim"
-        and path.exists()
+        if path.suffix not in (".so", ".pyc", ".binpb") and path.name != "ctrd-shim" and path.exists()
     }
 
 
@@ -405,6 +402,10 @@ def rows_in_tests() -> set[int]:
 def test_every_row_of_the_contract_is_held_by_a_test() -> None:
     named = rows_in_tests()
     assert [f"C{row}" for row in ROWS if row not in named] == []
+
+
+def test_the_manual_page_says_what_the_command_says() -> None:
+    subprocess.run([sys.executable, ROOT / "tools" / "gen_man.py", "--check"], check=True)
 
 
 def test_the_shim_is_installed_beside_the_modules_and_may_be_run() -> None:

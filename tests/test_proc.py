@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +15,6 @@ from pathlib import Path
 import pytest
 from proc_kit import (
     GONE,
-    ROOT,
     nothing_left,  # noqa: F401 (fixtures)
     run_python,
     until,
@@ -226,7 +223,7 @@ def test_a_kernel_without_pidfds_is_named_with_the_one_that_has_them(monkeypatch
         ("5.4", lambda: proc.wait_pidfd(0)),
     ]
     for version, call in calls:
-        with pytest.raises(UnsupportedError, match=f"needs Linux {version}; this system is Linux "):
+        with pytest.raises(UnsupportedError, match=f"needs Linux {version}; this is Linux "):
             call()
 
 
@@ -362,7 +359,7 @@ def test_importing_the_process_helpers_loads_nothing_heavy() -> None:
 def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # C27
-    monkeypatch.setattr(_checks, "_LINUX", False)
+    monkeypatch.setattr(_checks, "LINUX", False)
     calls: dict[str, Callable[[], object]] = {
         "pidfd_open": lambda: proc.pidfd_open(1),
         "pidfd_send_signal": lambda: proc.pidfd_send_signal(0, 1),
@@ -377,20 +374,5 @@ def test_what_only_linux_can_do_names_itself_and_the_system_elsewhere(
         "ProcessRef.alive": proc.ProcessRef(1, 1).alive,
     }
     for name, call in calls.items():
-        with pytest.raises(UnsupportedError, match=f"^{name} needs Linux; this system is {os.uname().sysname} "):
+        with pytest.raises(UnsupportedError, match=f"^{name} needs Linux; this is {os.uname().sysname} "):
             call()
-
-
-def test_the_c_source_compiles_where_there_is_no_linux() -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler (cc) here")
-    script = "import runpy; print(runpy.run_path('tools/build_proc.py')['SOURCE'])"
-    source = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only"]
-    for system in ([], ["-U__linux__"]):
-        done = subprocess.run(
-            [compiler, *flags, *system, "-xc", "-"],
-            input=source.stdout, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr

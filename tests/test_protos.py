@@ -5,18 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 
 import pytest
+from portable_kit import sources
 
 from libctrd import protos
-
-ROOT = Path(__file__).parent.parent
 
 
 # C26
 def test_the_committed_descriptors_are_those_of_the_proto_files() -> None:
-    subprocess.run([sys.executable, ROOT / "tools" / "gen_protos.py", "--check"], check=True)
+    subprocess.run([sys.executable, sources("tools", "gen_protos.py"), "--check"], check=True)
 
 
 # C26

@@ -20,12 +20,13 @@ from typing import NamedTuple
 import pytest
 from containerd_kit import program, until
 from engine_kit import on_host
+from portable_kit import sources
 
 import libctrd
 
 pytestmark = pytest.mark.local("an example says itself which engine it is for")
 
-ROOT = Path(__file__).parent.parent
+ROOT = sources("README.md").parent
 README = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "EXAMPLES.md"))
 SECONDS = 60
 
@@ -141,7 +142,7 @@ def test_a_console_example_prints_what_is_shown(block: Block, place: Path) -> No
 def test_the_commands_after_the_clone_are_two_and_are_what_ci_runs() -> None:
     shell = [block.text.split("\n")[:-1] for block in blocks() if block.language == "sh"]
     assert shell == [["tools/quickstart", "tools/test"]]
-    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    ci = sources(".ci", "run").read_text(encoding="utf-8")
     for command in shell[0]:
         assert re.search(rf"^(exec )?{command}$", ci, re.MULTILINE)
         assert os.access(ROOT / command, os.X_OK)

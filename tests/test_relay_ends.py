@@ -360,6 +360,7 @@ print("good")
 """
 
 
+@pytest.mark.linux("the size of a pipe, which POSIX does not tell nor change")
 @pytest.mark.parametrize("capabilities", ["with", "without"])
 def test_busy_pipes_grow_and_are_given_back_where_they_are_not_free(capabilities: str) -> None:
     program = GROWING.format(kit=str(Path(__file__).parent))

@@ -15,6 +15,11 @@ from pathlib import Path
 CLONE_ONLY = (".ci/", ".gitignore")
 # What is compiled: a module that starts with this, and has a suffix of the platform.
 COMPILED = ("fifo", "relay", "shape", "_proc")
+# What is installed outside of the package, below the prefix.
+SHARED = (
+    *("share/man/man1/ctrd.1", "share/bash-completion/completions/ctrd"),
+    *("share/zsh/site-functions/_ctrd", "share/fish/vendor_completions.d/ctrd.fish"),
+)
 EXECUTABLE = 0o111
 
 
@@ -41,7 +46,7 @@ def sdist_faults(clone: Path, sdist: Path) -> list[str]:
 
 
 def wheel_faults(clone: Path, wheel: Path) -> list[str]:
-    """Every Python file, stub and mark of the package, every compiled module, and the shim with its run bit."""
+    """Every Python file, stub and mark of the package, every compiled module, what is shared, and its run bit."""
     with zipfile.ZipFile(wheel) as archive:
         modes = {entry.filename: entry.external_attr >> 16 for entry in archive.infolist()}
     wanted = {name for name in tracked(clone) if name.startswith("libctrd/")}
@@ -49,13 +54,17 @@ def wheel_faults(clone: Path, wheel: Path) -> list[str]:
     for module in COMPILED:
         if not any(name.startswith(f"libctrd/{module}.") and name.endswith(".so") for name in modes):
             faults.append(f"the compiled module {module} is missing")
+    data = f"{'-'.join(wheel.name.split('-')[:2])}.data/data/"
+    faults += [f"{name} is missing" for name in SHARED if data + name not in modes]
     shim = modes.get("libctrd/ctrd-shim")
     if shim is None:
         faults.append("libctrd/ctrd-shim is missing")
     elif shim & EXECUTABLE != EXECUTABLE:
         faults.append("libctrd/ctrd-shim may not be executed by everyone")
     for name in sorted(modes):
-        if not name.startswith(("libctrd/", "libctrd-")) or name.endswith((".c", ".pyx", ".pxd", ".pyc")):
+        shared = name.startswith(data) and name.removeprefix(data) in SHARED
+        inside = name.startswith(("libctrd/", f"{data.removesuffix('.data/data/')}.dist-info/"))
+        if not (shared or inside) or name.endswith((".c", ".h", ".pyx", ".pxd", ".pyc")):
             faults.append(f"{name} does not belong there")
     print(f"{wheel.name}: {len(modes)} files")
     return faults

@@ -3,6 +3,7 @@
 # a root file system. It is sourced, does nothing by itself, and each of its steps does nothing when it was done before.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+compiled=(setup.py pyproject.toml pyx tools/build_proc.py tools/flavour.py) # what a build in place depends on
 missing=() # Debian packages that want() found missing
 python=    # the Python that choose_python() chose
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
@@ -81,8 +82,8 @@ make_venv() {
 
 # fingerprint DIR-OR-FILE...: of all sources below, so that a build is made when one of them has changed.
 fingerprint() {
-	(cd "$root" && find "$@" -type f \( -name '*.py' -o -name '*.py[ix]' -o -name '*.px[di]' -o -name 'shim*.[ch]' \
-		-o -name '*.toml' \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+	(cd "$root" && find "$@" -type f \( -name '*.py' -o -name '*.py[ix]' -o -name '*.px[di]' -o -name '*.[ch]' \
+		-o -name '*.toml' -o -name '*.proto' -o -name '*.binpb' \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 }
 
 # once STAMP FINGERPRINT COMMAND...: runs the command unless it has succeeded with the same fingerprint before.
@@ -97,8 +98,7 @@ once() {
 # install_libctrd: into .venv, built in place, for whoever starts Python in the clone gets the package that lies there.
 install_libctrd() {
 	make_venv "$root/.venv"
-	once "$root/.venv/installed" "$(fingerprint setup.py pyproject.toml pyx tools/build_proc.py)" \
-		pip_install_libctrd
+	once "$root/.venv/installed" "$(fingerprint "${compiled[@]}")" pip_install_libctrd
 }
 
 pip_install_libctrd() {

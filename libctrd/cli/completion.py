@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import shlex
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -9,30 +12,42 @@ import click
 from libctrd.cli import output, parts
 
 VARIABLE: Final = "_CTRD_COMPLETE"
-"""The environment variable by which a shell asks."""
-SHELLS: Final = ("bash", "zsh", "fish")
+"""The environment variable by which a shell asks, whatever it is set to."""
+SCRIPTS: Final = {"bash": "ctrd", "zsh": "_ctrd", "fish": "ctrd.fish"}
+"""The script of each shell, in ``completions``: by the name that it has to have where the shell looks for it."""
 
 
 @parts.command("completion")
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice(list(SCRIPTS)))
 def command(shell: str) -> None:
     """Print the script by which a shell completes ctrd: for bash, say in ~/.bashrc: eval "$(ctrd completion bash)" """
-    from click.shell_completion import get_completion_class
+    script = importlib.resources.files("libctrd.cli") / "completions" / SCRIPTS[shell]
+    output.write(script.read_text(encoding="utf-8"))
+
+
+def answer(words: Sequence[str]) -> int:
+    """Tells a shell what the last of *words*, which follow the command and are as they were typed, could become.
+
+    A line for each: its kind (``plain``, ``file`` or ``dir``, and then the shell looks itself), the value, and a help,
+    with a tab between.
+    """
+    from click.shell_completion import ShellComplete
 
     from libctrd.cli.group import ctrd
 
-    made = get_completion_class(shell)
-    assert made is not None  # click knows all of SHELLS
-    output.write_line(made(ctrd, {}, "ctrd", VARIABLE).source())
+    *before, begun = [_typed(word) for word in words] or [""]
+    for item in ShellComplete(ctrd, {}, "ctrd", VARIABLE).get_completions(before, begun):
+        help = " ".join((item.help or "").split())
+        output.write_line(f"{item.type}\t{item.value}\t{help}")
+    return 0
 
 
-def answer(instruction: str) -> int:
-    """Answers a shell that asks, as it says in `VARIABLE`; returns the exit code."""
-    from click.shell_completion import shell_complete
-
-    from libctrd.cli.group import ctrd
-
-    return shell_complete(ctrd, {}, "ctrd", VARIABLE, instruction)
+def _typed(word: str) -> str:
+    """A word as the command would get it: bash gives it with its quotes, and one that is begun has no second."""
+    try:
+        return "".join(shlex.split(word, comments=False))
+    except ValueError:
+        return word.lstrip("\"'")
 
 
 def ids(context: click.Context, _: click.Parameter, begun: str) -> list[str]:

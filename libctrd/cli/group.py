@@ -156,11 +156,10 @@ def _say_what_is_logged(debug: bool) -> None:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Runs the command that *arguments* name; returns its exit code. Bad usage is one line, as every failure is."""
-    asked = os.environ.get("_CTRD_COMPLETE")
-    if asked:
+    if os.environ.get("_CTRD_COMPLETE"):  # a shell asks
         from libctrd.cli.completion import answer
 
-        return answer(asked)
+        return answer(arguments)
     context: Any = None
     try:
         with ctrd.make_context("ctrd", list(arguments)) as context:

@@ -35,10 +35,10 @@ class Signals:
 
     def __init__(self) -> None:
         try:
-            self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+            self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
         except OSError as error:
-            raise from_os_error(error, "make the pipe that signals go through (pipe2)") from error
+            raise from_os_error(error, "make the pipe that signals go through (pipe)") from error
         self._early = 0
         self._started: Callable[[], bool] | None = None  # set while a signal raises, unless it is true
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)

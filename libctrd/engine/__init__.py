@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from libctrd import _checks
 from libctrd._checks import descriptors_left
 from libctrd.errors import InvalidArgumentError, UnsupportedError
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def default_state_dir() -> str:
-    """``/run/ctrd`` for root, for others ``ctrd`` under ``XDG_RUNTIME_DIR``. Raises when there is no such place."""
+    """``/run/ctrd`` for root (illumos: ``/var/run/ctrd``), for others ``ctrd`` under ``XDG_RUNTIME_DIR``.
+
+    Raises `InvalidArgumentError` when there is no such place.
+    """
     if os.geteuid() == 0:
-        return "/run/ctrd"
+        return os.path.join(_checks.RUN, "ctrd")
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     if not runtime_dir:
         raise InvalidArgumentError(
@@ -91,6 +95,7 @@ _SAY = "say local:, local:/DIR, unix:///SOCKET, containerd:/DIR or serve:/DIR"
 
 
 def _local(root: str, runtime: str | None) -> tuple[Engine, str]:
+    _checks.needs_linux("the local engine (address local:)")
     from libctrd import reactor
     from libctrd.engine.local import LocalEngine
 
@@ -143,6 +148,7 @@ def _api(channel: Channel, namespace: str | None, runtime: str | None) -> tuple[
 
 
 def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engine, str]:
+    _checks.needs_linux("a containerd of our own (address containerd:/DIR)")
     from libctrd import reactor
     from libctrd.engine import exitfile, private
     from libctrd.engine.channel import Channel
@@ -163,6 +169,7 @@ def _private(state_dir: str, namespace: str, runtime: str | None) -> tuple[Engin
 
 
 def _served(state_dir: str, runtime: str | None) -> tuple[Engine, str]:
+    _checks.needs_linux("a ctrd serve of our own (address serve:/DIR)")
     from libctrd import reactor
     from libctrd.engine.api import ApiEngine
     from libctrd.engine.channel import Channel

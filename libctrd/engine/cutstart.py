@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 
-from libctrd import proc
+from libctrd import _checks, proc
 from libctrd.errors import DeadlineError, NotFoundError
 from libctrd.state import INIT
 from libctrd.stdio import path as fifo_path
 
+log = logging.getLogger("libctrd")
+
+LOOK_SECONDS = 0.05
 END_SECONDS = 15.0
 """How long a shim that has its readers may take to end. It takes some 0.2 on an idle host."""
 
@@ -42,6 +48,9 @@ def see_end(address: str, namespace: str, id: str, bundle: str) -> None:
 
 def _await(pid: int, end: float) -> None:
     """Returns when that process has ended, or when it is *end* by the monotonic clock."""
+    if not _checks.LINUX:
+        time.sleep(LOOK_SECONDS)  # nothing tells the end of another's child: who calls looks again
+        return
     with contextlib.suppress(NotFoundError, DeadlineError):
         process = proc.pidfd_open(pid)
         try:
@@ -54,12 +63,30 @@ def _shims(socket: str, namespace: str, id: str) -> list[int]:
     """The pids of the shims of that container, as far as they can be seen."""
     found = []
     wanted = {"-address": socket, "-namespace": namespace, "-id": id}
+    for pid, words in _in_proc() if _checks.LINUX else _of_ps():
+        if "containerd-shim" in words[0] and wanted.items() <= dict(itertools.pairwise(words)).items():
+            found.append(pid)
+    return found
+
+
+def _in_proc() -> Iterator[tuple[int, list[str]]]:
+    """Every process: its pid and its command line."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = os.fsdecode(file.read()).split("\0")
+                yield int(pid), os.fsdecode(file.read()).split("\0")
         except OSError:
             continue  # it has ended, or is not for us to see
-        if "containerd-shim" in words[0] and wanted.items() <= dict(itertools.pairwise(words)).items():
-            found.append(int(pid))
-    return found
+
+
+def _of_ps() -> Iterator[tuple[int, list[str]]]:
+    """The same by the ps of POSIX. None without that program."""
+    try:
+        done = subprocess.run(["ps", "-A", "-o", "pid=", "-o", "args="], capture_output=True, check=False)
+    except OSError as error:
+        log.warning("shims of containerd that a start has left cannot be waited for, for there is no ps: %s", error)
+        return
+    for line in done.stdout.splitlines():
+        pid, *words = os.fsdecode(line).split()
+        if words:
+            yield int(pid), words

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from libctrd import ids, protos
+from libctrd import _checks, ids, protos
 from libctrd._worker import Worker
 from libctrd.engine import taskshim
 from libctrd.engine.base import ProcessSnapshot, Sink
@@ -112,7 +112,7 @@ class Exits:
             live.paused = paused
             self._told.discard((id, name))
         self.start()
-        self._learn_state_dir(pid)
+        self._learn_state_dir(id, pid)
         self._wait(live)
 
     def started(self, id: str, name: str, pid: int) -> None:
@@ -173,10 +173,14 @@ class Exits:
             live.shim.close()
             live.shim = None
 
-    def _learn_state_dir(self, pid: int) -> None:
+    def _learn_state_dir(self, id: str, pid: int) -> None:
         """Where containerd keeps its bundles, from a process of it that runs: only so can the shims be found later."""
         if self._state_dir is None and pid:
-            self._state_dir = taskshim.state_dir_of(pid)
+            self._state_dir = (
+                taskshim.state_dir_of(pid)
+                if _checks.LINUX
+                else taskshim.state_dir_beside(self._channel.path, self._channel.namespace, id)
+            )
 
     # ---- the wait ------------------------------------------------------------------------------------------------
 

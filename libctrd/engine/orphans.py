@@ -85,7 +85,7 @@ class Orphans:
             if name == INIT or not self._served or name in self._orphaned_of(id):
                 self._tell_orphan(id, name, datetime.now(timezone.utc))
 
-        self._reactor.watch(pidfd, ended, select.EPOLLIN)
+        self._reactor.watch(pidfd, ended, select.POLLIN)
         if self._served:
             try:
                 self._send(id, pid, pidfd, signal.SIGKILL)

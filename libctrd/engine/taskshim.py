@@ -82,6 +82,25 @@ def state_dir_of(pid: int) -> str | None:
     return found[1] if found else None
 
 
+def state_dir_beside(socket: str, namespace: str, id: str) -> str | None:
+    """The same, where no process tells it: from where the daemon's *socket* lies, and that the bundle is there.
+
+    The socket is in the state directory, unless the daemon was told otherwise; those beside it are looked into too.
+    """
+    top = os.path.dirname(socket)
+    for where in (top, *(os.path.join(top, name) for name in _list_or_none(top))):
+        if os.path.isdir(os.path.join(where, TASKS, namespace, id)):
+            return where
+    return None
+
+
+def _list_or_none(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []  # not for this user to see
+
+
 def find(state_dir: str, namespace: str, id: str) -> Address:
     """Where the shim of container *id* listens.
 

@@ -21,6 +21,9 @@ def serve(
     `AlreadyExistsError` when somebody listens there, `UnavailableError` when the directory is served already,
     `UnsupportedError` for one that a later version has written.
     """
+    from libctrd import _checks
+
+    _checks.needs_linux("ctrd serve, in front of the local engine,")
     from libctrd.serve.server import Server
 
     asyncio.run(Server(address, state_dir, runtime, metrics).run(ready))
