@@ -86,6 +86,7 @@ def test_it_goes_with_who_has_it_however_that_ends(one: Owners, place: str) -> N
     one.take(record("web"), "init")
 
 
+@pytest.mark.linux("locks that belong to an open file, and so to a child as well")
 def test_what_a_killed_one_has_left_to_a_child_is_waited_for_a_moment(place: str, other: Owners) -> None:  # C22
     """A child that is not yet another program holds its parent's descriptors, and so its locks."""
     one = Owners("/state")
