@@ -27,7 +27,7 @@ import libctrd
 from libctrd import DETACHED, PIPE
 from libctrd.client import Client
 from libctrd.container import Container
-from libctrd.errors import DeadlineError, NotFoundError, RuntimeFailedError
+from libctrd.errors import DeadlineError, InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.events import EventStream
 from libctrd.state import Event, StateInfo
 
@@ -116,7 +116,7 @@ class Outcome:
         if operation in ("pause", "resume"):
             try:
                 getattr(container, operation)(WAIT)
-            except (NotFoundError, RuntimeFailedError):
+            except (NotFoundError, InvalidArgumentError, RuntimeFailedError):
                 return  # it has ended, or is so already
             with self.lock:
                 self.changed[container.id, operation] += 1
