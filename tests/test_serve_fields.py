@@ -16,6 +16,8 @@ from fuzz_kit import Target
 from fuzz_messages import Requests
 
 from libctrd import protos
+from libctrd.errors import CtrdError
+from libctrd.serve import checkpoints
 
 UNKNOWN, NOT_FOUND = grpc.StatusCode.UNKNOWN, grpc.StatusCode.NOT_FOUND
 LONG = "x" * 5000
@@ -72,6 +74,8 @@ PLACES = [
     ("./relative", "not absolute"),
     ("{top}/a\0b", "NUL"),
     ("\0", "NUL"),
+    ("{top}/" + "a/" * 40_000, "too long"),
+    ("{top}/" + "\u20ac" * 1400, "too long"),
 ]
 NAMES = [("", "cannot be empty"), ("..", "not valid"), (".", "not valid"), ("a/b", "not valid"), ("a\0", "not valid")]
 IDS = ["", "nobody", "..", "fuzz0\0", "fuzz0/", "./fuzz0", LONG]
@@ -111,8 +115,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("CreateContainer", {"bundlePath": "relative"}, "not absolute"),
     ("CreateContainer", {"bundlePath": "{top}\0"}, "NUL"),
     ("CreateContainer", {"bundlePath": "{top}/no"}, "no such file or directory"),
-    ("CreateContainer", {"bundlePath": "/" + LONG}, "File name too long"),
-    ("CreateContainer", {"bundlePath": "/" + "\U0001f433" * 900_000}, "File name too long"),
+    ("CreateContainer", {"bundlePath": "/" + LONG}, "too long"),
+    ("CreateContainer", {"bundlePath": "/" + "\U0001f433" * 900_000}, "too long"),
     ("CreateContainer", {"runtime": "no-such-runtime"}, "no OCI runtime 'no-such-runtime'"),
     ("CreateContainer", {"runtime": "{top}/file"}, "not an executable file"),
     ("CreateContainer", {"runtime": "a\0b"}, "no OCI runtime"),
@@ -125,6 +129,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         for place, words in (
             ("relative", f"{stream} 'relative' is not absolute"),
             ("{top}/a\0b", "NUL"),
+            ("{top}/" + "a/" * 40_000, "too long"),
             ("{top}/no", "no such file or directory"),
             ("{top}/file", "Invalid argument"),
             ("{top}/link", "symbolic link"),
@@ -188,6 +193,34 @@ def test_good_ones_are_good(target: Target) -> None:
     for call in ("DeleteCheckpoint", "ListCheckpoint", "GetServerVersion"):
         assert target.attempt(call, good(call).SerializeToString()) is grpc.StatusCode.OK, call
     assert len(target.stored("fuzz0")) >= 2
+
+
+@pytest.mark.parametrize("place", ["there", "new", "new/a/b", "new/" + "a/" * 1800])
+def test_a_checkpoint_that_fails_leaves_none_of_the_directories_that_it_was_to_be_in(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    path = os.path.normpath(f"{tmp_path}/{place}/x")
+    made = []
+
+    def fail() -> None:
+        with checkpoints.parent_made(path):
+            made.append(os.path.isdir(os.path.dirname(path)))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert made == [True]
+    assert os.listdir(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize(("place", "kind"), [("file", FileExistsError), ("new/b/" + "c" * 300, OSError)])
+def test_one_that_cannot_be_made_is_named(tmp_path: Path, place: str, kind: type[OSError]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CtrdError, match=place[-20:]) as caught, checkpoints.parent_made(f"{tmp_path}/{place}/x"):
+        raise AssertionError("it was made")
+    assert isinstance(caught.value.__cause__, kind)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_descriptions_of_checkpoints_that_are_damaged(target: Target) -> None:

@@ -1,8 +1,10 @@
 """Checkpoints as `types.API` names them: a directory for each, in one directory of the caller's or of the bundle."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,7 +13,7 @@ import msgspec
 from libctrd import ids
 from libctrd.directory import subdirectories
 from libctrd.errors import InvalidArgumentError, from_os_error
-from libctrd.serve.wire import API
+from libctrd.serve.wire import API, fault_of
 
 _DESCRIPTION = "config.json"
 """As that daemon calls it: its clients read it from there."""
@@ -35,15 +37,13 @@ _decoder = msgspec.json.Decoder(_Description)
 
 
 def parent(bundle: str, given: str) -> str:
-    """Where they are: in *given*, else in ``checkpoints`` of the bundle. Raises `InvalidArgumentError` for a directory
-    that would be taken from where the server runs, or that no path can name.
+    """Where they are: in *given*, else in ``checkpoints`` of the bundle. Raises `InvalidArgumentError` for a path that
+    is none (`fault_of`).
     """
     if not given:
         return os.path.join(bundle, "checkpoints")
-    if "\0" in given:
-        raise InvalidArgumentError(f"the directory {given!r} for checkpoints has a NUL in it")
-    if not os.path.isabs(given):
-        raise InvalidArgumentError(f"the directory {given!r} for checkpoints is not absolute: name it from / on")
+    if fault := fault_of(given):
+        raise InvalidArgumentError(f"the directory {given!r} for checkpoints {fault}")
     return os.path.normpath(given)
 
 
@@ -52,13 +52,35 @@ def path(bundle: str, given: str, name: str) -> str:
     return os.path.join(parent(bundle, given), ids.check(name, "checkpoint name"))
 
 
-def make_parent(path: str) -> None:
-    """Makes the directory that *path* will be in."""
+@contextlib.contextmanager
+def parent_made(path: str) -> Iterator[None]:
+    """Makes the directory that *path* is to be in, and takes away again what it has made of it when the block fails.
+
+    One level after another, not as `os.makedirs` does it: a path may have more of them than calls can be nested.
+    """
+    missing = []
     above = os.path.dirname(path)
+    while not os.path.isdir(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    made: list[str] = []
     try:
-        os.makedirs(above, 0o755, exist_ok=True)
-    except OSError as error:
-        raise from_os_error(error, f"make the directory {above!r} for checkpoints") from error
+        while missing:
+            try:
+                os.mkdir(missing[-1], 0o755)
+                made.append(missing[-1])
+            except FileExistsError:
+                if not os.path.isdir(missing[-1]):  # else somebody was quicker
+                    raise
+            missing.pop()
+        yield
+    except BaseException as error:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):  # it is not empty: another checkpoint is in it by now
+                os.rmdir(directory)
+        if missing and isinstance(error, OSError):
+            raise from_os_error(error, f"make the directory {missing[-1]!r} for checkpoints") from error
+        raise
 
 
 def describe(path: str, wanted: Any) -> None:

@@ -149,7 +149,7 @@ class Service:
         """CreateContainer."""
         if not request.bundlePath:
             raise Refusal("empty bundle path")
-        _absolute("the bundle path", request.bundlePath)
+        _check_path("the bundle path", request.bundlePath)
         _check_stdio(request)
         ids.check(request.id)
         checkpoint = ""
@@ -266,8 +266,7 @@ class Service:
             raise Refusal("checkpoint name cannot be empty")
         self._known(request.id)
         path = checkpoints.path(self._descriptions.bundle(request.id), request.checkpointDir, wanted.name)
-        with self._locks.holding(request.id):
-            checkpoints.make_parent(path)
+        with self._locks.holding(request.id), checkpoints.parent_made(path):
             self._engine.checkpoint(request.id, path, not wanted.exit)
             checkpoints.describe(path, wanted)
         return API.CreateCheckpointResponse()
@@ -453,18 +452,15 @@ class Service:
         return told, code
 
 
-def _absolute(what: str, path: str) -> None:
-    if "\0" in path:
-        raise Refusal(f"containerd: {what} {path!r} has a NUL in it")
-    if not os.path.isabs(path):
-        raise Refusal(f"containerd: {what} {path!r} is not absolute")
+def _check_path(what: str, path: str) -> None:
+    if fault := wire.fault_of(path):
+        raise Refusal(f"containerd: {what} {path!r} {fault}")
 
 
 def _check_stdio(request: Any) -> None:
-    """Relative ones would be taken from where a shim runs."""
     for stream in ("stdin", "stdout", "stderr"):
         if path := getattr(request, stream):
-            _absolute(stream, path)
+            _check_path(stream, path)
 
 
 def _mark(record: Record) -> str:

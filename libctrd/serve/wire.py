@@ -17,6 +17,7 @@ from libctrd.state import Stats
 
 API: Final = protos.package("types")
 _NANOSECONDS: Final = 1_000_000_000
+_LONGEST_PATH: Final = 4095  # PATH_MAX of limits.h, without the NUL at its end
 _YEAR_ONE: Final = -62_135_596_800
 _YEAR_10000: Final = 253_402_300_800
 _UNLIMITED: Final = (1 << 64) - 1
@@ -58,6 +59,19 @@ def short(text: str) -> str:
     """
     most = 2000 if text.isascii() else 500
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
+def fault_of(path: str) -> str:
+    """Why *path* is none that a server could be meant to use, "" when it is one: a relative one would be taken from
+    where the server happens to run.
+    """
+    if "\0" in path:
+        return "has a NUL in it"
+    if not os.path.isabs(path):
+        return "is not absolute"
+    if (size := len(os.fsencode(path))) > _LONGEST_PATH:
+        return f"has {size} bytes, and the system takes {_LONGEST_PATH}: file name too long"
+    return ""
 
 
 def event(entry: Entry) -> Any:
