@@ -434,8 +434,9 @@ static void turn(void)
 	remove_if_done();
 }
 
-/* What the start has used of the stack is given back: the kernel has it anew when it is used again. */
-static void give_back_stack(void)
+/* What the start has used of the stack is given back: the kernel has it anew when it is used again. Never inlined: then
+   its frame would be its caller's, and with what else is inlined there that may reach further down than a page. */
+static __attribute__((noinline)) void give_back_stack(void)
 {
 	enum { PAGE = 4096, DEEPEST = 16 * PAGE };
 	char *top = (char *)((size_t)__builtin_frame_address(0) & ~(size_t)(PAGE - 1)) - PAGE;
