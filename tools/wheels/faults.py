@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 from targets import Target
 
 MACHINES = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
-MODULES = ("_proc", "fifo", "relay")
+MODULES = ("_proc", "fifo", "relay", "shape")
 SHIM = "libctrd/ctrd-shim"
 TAG = "cp311-abi3"
 GLIBC = (2, 17)
