@@ -12,8 +12,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
-import portable_kit
 import hypothesis
+import portable_kit
 import pytest
 from client_kit import Recorder
 from containerd_kit import containerd, new_containerd
@@ -36,9 +36,7 @@ __all__ = [
 ]
 
 # How long the host takes for an example says nothing about the code: it may be busy, or emulated.
-hypothesis.settings.register_profile(
-    "any host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+hypothesis.settings.register_profile("any host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any host")
 
 APPLETS = (

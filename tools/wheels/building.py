@@ -81,7 +81,7 @@ def rename_musl(wheel: Path, target: Target, work: Path, variables: dict[str, st
 
 
 def build(target: Target, sdist: Path, work: Path, cache: Path, out: Path, seconds: int) -> Path:
-    """Builds the wheel for *target* below *work*, which is empty; returns its path in *out*. Exits where it is amiss."""
+    """Builds the wheel for *target* below *work*, which is empty; returns its path in *out*, or exits."""
     source = unpack(sdist, work / "source")
     variables = environment(target, source, work, cache, seconds)
     python = [sys.executable, "-m"]

@@ -29,7 +29,7 @@ def mirror() -> str:
 
 def run(command: list[str], **options: object) -> str:
     """Runs *command*; returns what it printed. Exits with what it said when it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

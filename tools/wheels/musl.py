@@ -23,7 +23,7 @@ exec musl-gcc "$@"
 def python(release: Release, cache: Path) -> Path:
     """Builds it and what it needs; returns the program. Takes some minutes, the first time.
 
-    Of what is optional only zlib is there: it has neither `ssl` nor `ctypes`, which take libraries for musl, too.
+    Of what takes further libraries it has `zlib` and `ctypes`, and not `ssl`.
     """
     top = cache / f"python{VERSION}-musl"
     program = top / f"bin/python{VERSION}"
@@ -43,15 +43,16 @@ def python(release: Release, cache: Path) -> Path:
         "LDFLAGS": f"-L{top}/lib",
         "PKG_CONFIG": "false",  # it would tell of the host's libraries
     }
-    for package, options in (
-        ("zlib", ["--static"]),
-        (f"python{VERSION}", ["--disable-test-modules", "--without-ensurepip"]),
+    for package, flags, options in (
+        ("zlib", "-O2 -fPIC", ["--static"]),  # into a module
+        ("libffi", "-O2 -fPIC", ["--disable-shared", "--disable-multi-os-directory"]),
+        (f"python{VERSION}", "", ["--disable-test-modules", "--without-ensurepip"]),
     ):
         with tarfile.open(release.sources(package, cache / "sources")) as archive:
             place = work / package
             archive.extractall(place, **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}))
         (source,) = place.iterdir()
         for command in (["./configure", f"--prefix={top}", *options], ["make", jobs], ["make", "install"]):
-            run(command, cwd=source, env=environment)
+            run(command, cwd=source, env={**environment, "CFLAGS": flags})
     shutil.rmtree(work)
     return program

@@ -42,7 +42,6 @@ def epoch(root: Path) -> int:
 def copy(root: Path, to: Path) -> None:
     """Copies the sources, without what was built among them."""
 
-
     def ignore(directory: str, names: list[str]) -> set[str]:
         return BUILT(directory, names) | (BUILT_AT_TOP(directory, names) if Path(directory) == root else set())
 

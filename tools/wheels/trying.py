@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 import debian
 import emulated
 import musl
+import tomllib
 from debian import Release
 from packaging.requirements import Requirement
 from targets import TARGETS, Target
@@ -109,8 +109,8 @@ def requirements(wheel: Path, version: str) -> list[str]:
     asked = [Requirement(text) for text in said]
     # pip itself would judge the markers by the Python that runs it.
     environment = {"python_version": version, "python_full_version": f"{version}.0", "extra": ""}
-    asked = [one for one in asked if one.name not in NOT_NEEDED and (not one.marker or one.marker.evaluate(environment))]
-    return [f"{one.name}{one.specifier}" for one in asked]
+    asked = [one for one in asked if not one.marker or one.marker.evaluate(environment)]
+    return [f"{one.name}{one.specifier}" for one in asked if one.name not in NOT_NEEDED]
 
 
 def install(place: Place, wheel: Path, work: Path) -> tuple[list[str], dict[str, str]]:
@@ -149,6 +149,7 @@ def attempt(place: Place, wheel: Path, only_fifos: bool, cache: Path, keep: list
         command += ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={work}/tmp", *files, *keep]
         command += [f"--deselect=tests/{test}" for test in place.left_out]
         if place.is_emulated:
+            environment["CTRD_TEST_SLOW"] = "10"
             command = emulated.command([*command, "--timeout=600"], cache)
         lines: list[str] = []
         with subprocess.Popen(
@@ -171,8 +172,8 @@ def options() -> argparse.Namespace:
         "--where",
         action="append",
         choices=("this", "host", "bookworm", "trixie", "sid", "aarch64", "musl"),
-        help="this: the Python that runs this; host: every CPython of the PATH; a release of Debian: each of its; aarch64:"
-        " Debian's, emulated; musl: one built for it. May be repeated; default: all but `this`",
+        help="this: the Python that runs this; host: every CPython of the PATH; a release of Debian: each of its; "
+        "aarch64: Debian's, emulated; musl: one built for it. May be repeated; default: all but `this`",
     )
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="one more of the host's")
     parser.add_argument("--only-fifos", action="store_true", help="not those of the shim, which take minutes")
