@@ -23,7 +23,7 @@ exec musl-gcc "$@"
 def python(release: Release, cache: Path) -> Path:
     """Builds it and what it needs; returns the program. Takes some minutes, the first time.
 
-    Of what takes further libraries it has `zlib` and `ctypes`, and not `ssl`.
+    Of what takes further libraries it has `zlib`, and neither `ssl` nor `ctypes`.
     """
     top = cache / f"python{VERSION}-musl"
     program = top / f"bin/python{VERSION}"
@@ -45,7 +45,6 @@ def python(release: Release, cache: Path) -> Path:
     }
     for package, flags, options in (
         ("zlib", "-O2 -fPIC", ["--static"]),  # into a module
-        ("libffi", "-O2 -fPIC", ["--disable-shared", "--disable-multi-os-directory"]),
         (f"python{VERSION}", "", ["--disable-test-modules", "--without-ensurepip"]),
     ):
         with tarfile.open(release.sources(package, cache / "sources")) as archive:
