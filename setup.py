@@ -93,7 +93,10 @@ class BuildExt(build_ext):
             return
         objects = self.compiler.compile(ext.sources, output_dir=self.build_temp, extra_postargs=ext.extra_compile_args)
         self.compiler.link_executable(
-            objects, target.name, output_dir=str(target.parent), extra_postargs=ext.extra_link_args
+            objects,
+            target.name,
+            output_dir=str(target.parent),
+            extra_postargs=[*ext.extra_link_args, *shlex.split(os.environ.get("LDFLAGS", ""))],
         )
         target.chmod(0o755)
 

@@ -17,12 +17,15 @@ import fcntl
 import os
 import struct
 import threading
+import time
 import zlib
+from typing import Final
 
 from libctrd import _checks
 from libctrd.engine.base import Record
 from libctrd.errors import AlreadyExistsError, from_os_error
 
+_PAUSES: Final = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)
 _shared: dict[str, int] = {}  # where locks belong to the process: the files, by path, that stay open
 _held: dict[tuple[int, int], Owners] = {}  # and whose each lock is, by file and place
 _lock = threading.Lock()  # guards both
@@ -73,15 +76,27 @@ class Owners:
     def take(self, record: Record, process: str) -> None:
         """From now on this client is the reader of that process. Taking it again is fine.
 
-        Raises `AlreadyExistsError` while another client is.
+        Raises `AlreadyExistsError` while another client is. That takes a moment: one that was killed while it started
+        something has left its lock to a child, which lets go of it when it becomes another program, and nothing says
+        when that is.
         """
-        try:
-            self._set(fcntl.F_WRLCK, record, process)
-        except BlockingIOError as error:
+        for pause in _PAUSES:
+            if self.try_to_take(record, process):
+                return
+            time.sleep(pause)
+        if not self.try_to_take(record, process):
             raise AlreadyExistsError(
                 f"the output of process {process!r} of container {record.id!r} is read by another client, which lives: "
                 "end that one first"
-            ) from error
+            )
+
+    def try_to_take(self, record: Record, process: str) -> bool:
+        """Like `take`, at once: is this client the reader now? Not when another one is."""
+        try:
+            self._set(fcntl.F_WRLCK, record, process)
+        except BlockingIOError:
+            return False
+        return True
 
     def give_back(self, record: Record, process: str) -> None:
         """It is not any more. One that it never was is fine."""

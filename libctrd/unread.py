@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from libctrd.errors import AlreadyExistsError, NotFoundError
+from libctrd.errors import NotFoundError
 from libctrd.state import INIT
 from libctrd.stdio import OUTPUTS, fifos_in
 
@@ -31,9 +31,7 @@ def throw_all_away(container: Container) -> None:
     client = container._client
     for name in {INIT, *container._processes, *fifos_in(container.bundle)}:
         process = container._processes.get(name)
-        try:
-            client._owners.take(container._record, name)
-        except AlreadyExistsError:
+        if not client._owners.try_to_take(container._record, name):
             continue  # another client, which lives
         read = {*process.streams.names_taken()} - process.streams.let_go if process is not None else set()
         _discard(container, name, {*OUTPUTS} - read)

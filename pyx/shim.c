@@ -20,7 +20,7 @@
  *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
  *     g pipes may grow: nobody's share is used up by that,
  *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
- *     (--keep instead of all that: see shim_keep.c.)
+ *     (--state DIR --keep alone: see shim_keep.c.)
  *
  * The protocol: one packet (SOCK_SEQPACKET) of text a request, one a reply, one request at a time on a connection. A NAME
  * is that of a further process; without one it is init that is meant.
@@ -154,7 +154,7 @@ static void watch(int i)
 
 static void kill_process(int i, const struct process *p, int number)
 {
-	if (!p || p->state == STARTING || p->state == STOPPED)
+	if (!p || p->state == STARTING || p->state == STOPPED || p->over)
 		say_errno(i, ESRCH);
 	else if (kill(p->pid, number) < 0)
 		say_errno(i, errno);
@@ -182,9 +182,9 @@ static void run_wanted(void)
 			continue;
 		if ((op == DELETE || op == END || op == UNDO) && starting_processes() > 0 && INIT->state == STOPPED)
 			continue; /* they fail now; each is told so first */
-		if (op == UNDO && (INIT->state == RUNNING || INIT->state == PAUSED))
+		if (op == UNDO && !INIT->over && (INIT->state == RUNNING || INIT->state == PAUSED))
 			kill(INIT->pid, SIGKILL);
-		if (op == UNDO && INIT->state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
+		if (op == UNDO && !INIT->over && INIT->state == PAUSED) { /* frozen by cgroup v1, it takes no SIGKILL until it is thawed */
 			spawn_runtime(RESUME, -1);
 			return;
 		}
@@ -404,7 +404,7 @@ static void turn(void)
 	for (int k = 0; draining && k < 2; k++)
 		at_out[k] = want(INIT->io.out_read[k], POLLIN);
 
-	while (poll(polls, poll_count, -1) < 0)
+	while (poll(polls, poll_count, patience()) < 0)
 		if (errno != EINTR)
 			_exit(3);
 
@@ -430,6 +430,7 @@ static void turn(void)
 	for (int k = 0; k < 2; k++)
 		if (answer(at_out[k]) && !drain(INIT->io.out_read[k]))
 			close_fd(&INIT->io.out_read[k]);
+	settle_init();
 	run_wanted();
 	remove_if_done();
 }

@@ -37,6 +37,7 @@
 #include <unistd.h>
 
 enum { STARTER_FD = 3, STATE_FD = 4, SEALED_FD = 5, MAX_PEERS = 512, REQUESTS = 16, MAX_ARGS = 64, MAX_PROCESSES = 64 };
+enum { PATIENCE = 2000 }; /* milliseconds */
 enum { PACKET = 4096, REQUEST = 3 * PATH_MAX + 512, LIST = 8192, RECORD = 240, BLOCK = 4096, NAME = 80, TOKEN = 24 };
 /* Where tables and buffers lie: apart from all that is small, so that a shim at rest has touched few pages of memory. */
 #define APART __attribute__((section(".bss.tables")))
@@ -86,6 +87,7 @@ struct process {
 	int starter;		       /* the peer who is told how that went, -1: nobody */
 	enum state state;
 	bool doomed, given_up;	       /* it was, or is to be, sent SIGKILL; nobody will collect its end */
+	bool over;		       /* of init: reaped, and its end waits until those of the others were told */
 	int record_fd;		       /* where its exit will be written, allocated beforehand */
 	char record[RECORD];	       /* the exit as it is announced */
 	unsigned long long ended;      /* which end this was: of those that nobody collects the oldest are given up */
@@ -149,7 +151,7 @@ void remove_if_done(void);
 void look_for_oom(void);
 bool remove_cgroups(void);
 void forget_sealed(void);
-void settle_init(void);
+void init_ended(void);
 bool is_so_already(enum op op);
 
 /* shim_children.c */
@@ -171,8 +173,8 @@ void tell_ends(int peer);
 bool exec_ended(pid_t pid, int status);
 bool process_ended(pid_t pid, int status);
 int starting_processes(void);
-int running_processes(void);
-void kill_processes(void);
+void settle_init(void);
+int patience(void);
 void remove_process_files(void);
 
 /* shim_stdio.c */

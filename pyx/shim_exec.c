@@ -4,6 +4,7 @@
 struct process processes[MAX_PROCESSES] APART;
 int process_count = 1;
 static unsigned long long ends;
+static long long hurry_at; /* when a start that goes on after the end of init has had its time; 0: none does */
 
 /* What a process has in the state directory: the document (its starter's), the pid file, the log, the exit's record. */
 static const char *file_of(const struct process *p, const char *kind)
@@ -90,7 +91,7 @@ void start_process(int peer, const char *text, size_t size)
 		say_errno(peer, EINVAL);
 		return;
 	}
-	if (INIT->state != RUNNING) { /* in a frozen container it would freeze half-way through its start */
+	if (INIT->state != RUNNING || INIT->over) { /* in a frozen container it would freeze half-way through its start */
 		say_errno(peer, INIT->state == PAUSED ? EBUSY : ESRCH);
 		return;
 	}
@@ -310,7 +311,7 @@ int starting_processes(void)
 	return n;
 }
 
-int running_processes(void)
+static int running_processes(void)
 {
 	int n = 0;
 	for (int i = 1; i < process_count; i++)
@@ -318,9 +319,52 @@ int running_processes(void)
 	return n;
 }
 
-void kill_processes(void)
+/* With init. A runtime that starts one comes back by itself, and is not killed in the middle unless it *hangs*. */
+static void kill_processes(bool hangs)
 {
-	for (int i = 1; i < process_count; i++)
-		if (processes[i].name[0] && processes[i].state == RUNNING)
-			kill(processes[i].pid, SIGKILL);
+	for (int i = 1; i < process_count; i++) {
+		const struct process *p = &processes[i];
+		if (p->name[0] && p->state == RUNNING)
+			kill(p->pid, SIGKILL);
+		else if (p->name[0] && p->runtime > 0 && hangs)
+			kill(p->runtime, SIGKILL);
+	}
+}
+
+static long long milliseconds(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/*
+ * The ends of further processes are told before that of init. With a pid namespace of the container's own the kernel sees
+ * to it: init cannot be reaped before they were. Without one they would live on, and go with it as the rest does. One that
+ * is just being started ends as well, and nobody knows how before its runtime has come back: it has PATIENCE for that.
+ */
+void settle_init(void)
+{
+	bool hangs;
+
+	if (!INIT->over || INIT->state == STOPPED)
+		return;
+	if (running_processes() + starting_processes() == 0) {
+		init_ended();
+		return;
+	}
+	hangs = hurry_at > 0 && milliseconds() >= hurry_at;
+	if (hurry_at == 0 || hangs)
+		hurry_at = milliseconds() + PATIENCE;
+	kill_processes(hangs);
+}
+
+/* How long the next turn may wait, in milliseconds; -1: for ever. */
+int patience(void)
+{
+	long long left = hurry_at - milliseconds();
+
+	if (hurry_at == 0 || INIT->state == STOPPED)
+		return -1;
+	return left > 0 ? (int)left : 0;
 }

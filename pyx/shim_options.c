@@ -11,7 +11,7 @@ void parse(int argc, char **argv)
 {
 	int i = 1;
 
-	if (argc > 1 && strcmp(argv[1], "--keep") == 0) /* what follows is for those who look at the processes of a host */
+	if (argc == 4 && strcmp(argv[3], "--keep") == 0) /* --state before it is for who looks at the processes of a host */
 		keep_unread();
 	for (; i + 1 < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i += 2) {
 		const char *name = argv[i], *value = argv[i + 1];

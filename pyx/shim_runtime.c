@@ -4,7 +4,7 @@
 struct runtime runtime = {.peer = -1};
 int oom_fd = -1, oom_control = -1;
 bool oom_is_v2, oom_killed;
-static bool removing, undone, init_over;
+static bool removing, undone;
 static bool unsure; /* a pause or a resume has failed: whether it is frozen now, nobody knows */
 static int init_status;
 
@@ -88,11 +88,12 @@ void finish_record(int *fd, const char *said, const char *temporary, const char 
 	close_fd(fd);
 }
 
-static void init_ended(int status)
+/* Called when its end may be told: `settle_init` says when. */
+void init_ended(void)
 {
 	struct timespec now;
 	char text[RECORD];
-	int code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+	int code = WIFSIGNALED(init_status) ? 128 + WTERMSIG(init_status) : WEXITSTATUS(init_status);
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	look_for_oom();
@@ -113,20 +114,6 @@ static void init_ended(int status)
 	if (opt.kill_rest && runtime.pid == 0)
 		spawn_runtime(KILL_ALL, -1);
 	remove_cgroups(); /* while the listeners wake up. What is not empty yet is looked at again at the end */
-}
-
-/*
- * The ends of further processes are told before that of init. With a pid namespace of the container's own the kernel sees
- * to it: init cannot be reaped before they were. Without one they would live on, and go with it as the rest does.
- */
-void settle_init(void)
-{
-	if (!init_over || INIT->state == STOPPED)
-		return;
-	if (running_processes() > 0)
-		kill_processes();
-	else
-		init_ended(init_status);
 }
 
 /* ---- the runtime ----------------------------------------------------------------------------------------------------- */
@@ -367,7 +354,7 @@ static void start_ended(int code)
 		watch_oom();
 		snprintf(text, sizeof text, "started %d", (int)INIT->pid);
 		announce(text); /* to the starter, and to who watches already: who comes later is told the state */
-		init_over = over;
+		INIT->over = over;
 		return;
 	}
 	INIT->pid = 0;
@@ -482,7 +469,7 @@ void reap(void)
 		if (pid == runtime.pid) {
 			runtime_ended(status); /* may start the next one */
 		} else if (pid == INIT->pid && INIT->state != STOPPED) {
-			init_over = true;
+			INIT->over = true;
 			init_status = status;
 		} else if (!exec_ended(pid, status) && !process_ended(pid, status) && is_starting()) {
 			remember_stray(pid, status);

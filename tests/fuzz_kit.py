@@ -18,7 +18,7 @@ import psutil
 from engine_kit import on_host, remove
 from field_kit import until
 from google.protobuf.message import DecodeError
-from serve_kit import WAIT, Events, Served, script
+from serve_kit import WAIT, Events, Served, keepers, script
 
 from libctrd import protos
 
@@ -109,6 +109,7 @@ class Target(Served):
             self.call("CreateContainer", id="first", **self.bundles[fate].create)
             self.created["first"] += 1
             self.clear()
+            self.read_all()
         self.raw(b"")
         self.before = self.holds()
 
@@ -223,12 +224,28 @@ class Target(Served):
 
         until(none_is_left)
 
+    def read_all(self) -> None:
+        """Reads what is unread of containers that are gone; nothing is kept for anybody then."""
+        for bundle in self.bundles.values():
+            for name in bundle.fifos:  # one that was made to be read by a container may have been given to be written
+                fd = bundle.read(name)
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(fd, 1 << 16):
+                        pass
+                os.close(fd)
+
+        def nothing_is_kept() -> bool:
+            return not keepers(self.state)
+
+        until(nothing_is_kept)
+
     def settle(self) -> None:
         """Everything is as at the beginning: see each part."""
         assert self.process is not None
         assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.faults()}"
         self.answers()
         self.clear()
+        self.read_all()
         assert os.listdir(self.home) == [], "left where it runs"
         assert self.faults() == ""
         until(self._is_told, 20)
@@ -276,6 +293,7 @@ class Target(Served):
         try:
             if self.process is not None and self.process.poll() is None:
                 self.clear()
+                self.read_all()
                 self.events.close()
                 assert self.stop() == 0
             left = {what: found for what, found in on_host(self.state).items() if found and what != "files"}

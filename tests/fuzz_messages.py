@@ -65,6 +65,21 @@ def numbers(kind: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(max(least, 0), 70), near, st.integers(least, most))
 
 
+def is_list(field: Any) -> bool:
+    """Does it hold several values?"""
+    return bool(field.is_repeated if hasattr(field, "is_repeated") else field.label == FieldDescriptor.LABEL_REPEATED)
+
+
+def leaves(descriptor: Any, deep: int = 3) -> list[tuple[Any, ...]]:
+    """The ways to all fields of a message: each field, and in such that are messages each of theirs."""
+    found: list[tuple[Any, ...]] = []
+    for field in descriptor.fields:
+        found.append((field,))
+        if field.message_type is not None and not is_list(field) and deep:
+            found += [(field, *rest) for rest in leaves(field.message_type, deep - 1)]
+    return found
+
+
 class Requests:
     """Strategies for what is sent to *target*."""
 
@@ -83,11 +98,16 @@ class Requests:
         )
         # A checkpoint's name is one that nobody else has, wherever its directory is.
         checkpoints = st.sampled_from(
-            ("", "fuzz-check-1", "fuzz-check-2", "..", "fuzz-check/3", "fuzz-\0", "\u00e9" * 300)
+            ("", "fuzz-check-1", "fuzz-check-2", "..", ".", "fuzz-check/3", "fuzz-\0", "\u00e9" * 300)
         )
         places = st.one_of(
-            st.sampled_from(("", f"{target.top}/checks", f"{target.top}/file", f"{target.top}/\0")), nowhere
+            st.sampled_from(
+                ("", f"{target.top}/checks", f"{target.top}/file", f"{target.top}/\0", "checks", "./checks")
+            ),
+            nowhere,
         )
+        self._top = target.top
+        self._bundles = target.bundles
         runtimes = st.sampled_from(("", "", "crun", "no-such-runtime", target.top, f"{target.top}/file", "no\0thing"))
         self._strings: dict[str, st.SearchStrategy[str]] = {
             "id": ids,
@@ -116,7 +136,7 @@ class Requests:
         for field in descriptor.fields:
             if not draw(st.booleans()):
                 continue
-            if field.is_repeated if hasattr(field, "is_repeated") else field.label == FieldDescriptor.LABEL_REPEATED:
+            if is_list(field):
                 values = draw(st.lists(self._value(field), max_size=4))
                 getattr(message, field.name).extend(values)
             elif field.message_type is not None:
@@ -137,6 +157,54 @@ class Requests:
     def valid(self, call: str) -> st.SearchStrategy[Any]:
         """A request of *call*: every field may be there, with a value of its kind."""
         return Requests._message(self, protos.method(f"types.API/{call}").request.DESCRIPTOR)
+
+    def good(self, call: str) -> Any:
+        """A request that is answered well, to container ``fuzz0``, which runs; of a create to ``fuzz1``."""
+        fields: dict[str, Any] = {
+            "CreateContainer": {"id": "fuzz1", **self._bundles["exit"].create},
+            "UpdateContainer": {"resources": {"pidsLimit": 50}},
+            "Signal": {"pid": "init", "signal": 18},
+            "UpdateProcess": {"pid": "init", "width": 80, "height": 24},
+            "AddProcess": {
+                "pid": "p1",
+                "args": ["true"],
+                "env": ["PATH=/bin"],
+                "cwd": "/",
+                "user": {"uid": 1, "gid": 1},
+                "capabilities": ["CAP_KILL"],
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}],
+                **self._bundles["cat"].fifos,
+            },
+            "CreateCheckpoint": {"checkpoint": {"name": "fuzz-check-1"}, "checkpointDir": f"{self._top}/checks"},
+            "DeleteCheckpoint": {"name": "fuzz-check-1", "checkpointDir": f"{self._top}/checks"},
+            "ListCheckpoint": {"checkpointDir": self._top},
+            "Events": {"timestamp": {"seconds": 1}, "storedOnly": True},
+        }.get(call, {})
+        kind = protos.method(f"types.API/{call}").request
+        return kind(**({"id": "fuzz0"} if "id" in kind.DESCRIPTOR.fields_by_name else {}) | fields)
+
+    @st.composite
+    @staticmethod
+    def one_wrong(draw: Any, self: Requests, call: str) -> tuple[str, Any]:
+        """A good request of *call* but for one field, which has any value of its kind or is left out; and which."""
+        message = self.good(call)
+        ways = leaves(message.DESCRIPTOR)
+        if not ways:
+            return "", message
+        way = draw(st.sampled_from(ways))
+        at = message
+        for field in way[:-1]:
+            at = getattr(at, field.name)
+        field = way[-1]
+        at.ClearField(field.name)
+        if draw(st.integers(0, 5)):
+            if is_list(field):
+                getattr(at, field.name).extend(draw(st.lists(self._value(field), max_size=3)))
+            elif field.message_type is not None:
+                getattr(at, field.name).CopyFrom(draw(self._value(field)))
+            else:
+                setattr(at, field.name, draw(self._value(field)))
+        return ".".join(field.name for field in way), message
 
     def broken(self, call: str) -> st.SearchStrategy[bytes]:
         """Bytes that were such a request, or never were one."""

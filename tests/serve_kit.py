@@ -145,7 +145,7 @@ def keepers(state: str) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().split(b"\0")[1:3] == [b"--keep", os.fsencode(state)]:
+            if file.read().split(b"\0")[1:4] == [b"--state", os.fsencode(state), b"--keep"]:
                 found.append(int(pid))
     return found
 

@@ -16,7 +16,7 @@ from container_kit import zombies
 import libctrd
 from libctrd import proc
 from libctrd.client import Client
-from libctrd.engine import cgroups, shim
+from libctrd.engine import cgroups, launch, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.errors import NotFoundError, UnavailableError
 from libctrd.state import Event
@@ -224,7 +224,10 @@ def test_a_shim_that_goes_on_after_its_client_was_closed_is_reaped(client: Clien
         container = first.create("web", spec("cat"))
         container.start()
         pid = shim_pid(container)
+        pidfd = proc.pidfd_open(pid)
     client.get("web").clean(force=True)
+    assert launch.readable(pidfd, WAIT), "it ends once it has let go of its socket"
+    os.close(pidfd)
     other = client.create("other", spec("true"))
     other.start()
     other.wait(WAIT)

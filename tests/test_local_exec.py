@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from container_kit import shims
 from engine_kit import Place
 from exec_kit import fifos, output, web
 from field_kit import until
+from fifo_kit import Background
 
 import libctrd
 from libctrd import NULL, PIPE
@@ -189,7 +191,6 @@ def test_a_runtime_that_hangs_in_a_start_holds_up_nothing_else(
     with engine.connect() as other:
         other.get("slow").signal("TERM")
         assert other.get("slow").wait(WAIT).code == 9
-    hangs.write_text("go on\n")
     thread.join(WAIT)
     assert isinstance(refused[0], (RuntimeFailedError, NotFoundError))
     container.wait(WAIT)
@@ -225,6 +226,54 @@ def test_without_a_pid_namespace_of_its_own_they_end_with_it_and_are_told_first(
     assert container.wait(WAIT).code == 5
     assert process.wait(WAIT).code == 137
     assert recorder.of("open") == ["start-container", "exit-process", "exit"]
+
+
+@pytest.fixture
+def late(client: Client, engine: Place, spec: Make, tmp_path: Path) -> Callable[[str], Container]:
+    """A container whose runtime starts a further process, says so, and comes back only after the given command."""
+
+    def make(command: str) -> Container:
+        runtime = tmp_path / "runtime"
+        runtime.write_text(
+            f'#!/bin/bash\n[[ " $* " == *" exec "* ]] || exec {engine.runtime_name} "$@"\n'
+            f'{engine.runtime_name} "$@" || exit; touch {tmp_path}/started; exec {command}\n'
+        )
+        runtime.chmod(0o755)
+        container = client.create("late", spec("sleep 1000"), runtime=str(runtime))
+        container.start(NULL)
+        return container
+
+    return make
+
+
+@pytest.mark.parametrize("script", ["exit 5", "sleep 1000"])
+def test_the_end_of_one_whose_runtime_comes_back_after_that_of_init_is_told_first(
+    late: Callable[[str], Container], recorder: Recorder, tmp_path: Path, script: str
+) -> None:  # C10, C28
+    """It has ended by itself or with init, and nobody knew yet that it is there."""
+    container = late("sleep 0.5")
+    starting = Background(container.exec, ["sh", "-c", script], NULL)
+    until((tmp_path / "started").exists)
+    os.kill(container.pid, signal.SIGKILL)
+    code = starting.result(WAIT).wait(WAIT).code
+    assert code == 137 or (code, script) == (5, "exit 5")
+    assert container.wait(WAIT).code == 137
+    assert recorder.of("late") == ["start-container", "exit-process", "exit"]
+
+
+def test_a_runtime_that_hangs_in_a_start_holds_up_the_end_of_init_for_a_moment_only(
+    late: Callable[[str], Container], recorder: Recorder, tmp_path: Path
+) -> None:  # C10
+    container = late("sleep 1000")
+    starting = Background(container.exec, ["true"], NULL)
+    until((tmp_path / "started").exists)
+    began = time.monotonic()
+    os.kill(container.pid, signal.SIGKILL)
+    with pytest.raises((RuntimeFailedError, NotFoundError)):
+        starting.result(WAIT)
+    assert container.wait(WAIT).code == 137
+    assert 1 < time.monotonic() - began < 10
+    assert recorder.of("late") == ["start-container", "exit"]
 
 
 def test_its_terminal_is_its_own(web: Container) -> None:  # C13, C20

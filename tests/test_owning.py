@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_it_goes_with_who_has_it_however_that_ends(one: Owners, place: str) -> N
     process.wait()
     process.stdout.close()
     one.take(record("web"), "init")
+
+
+def test_what_a_killed_one_has_left_to_a_child_is_waited_for_a_moment(place: str, other: Owners) -> None:  # C22
+    """A child that is not yet another program holds its parent's descriptors, and so its locks."""
+    one = Owners("/state")
+    one.take(record("web"), "init")
+    hold = ["sh", "-c", "echo; read line"]
+    with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[one._fd]) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
+        one.close()
+        assert not other.try_to_take(record("web"), "init")
+        with pytest.raises(AlreadyExistsError):
+            other.take(record("web"), "init")
+        threading.Timer(0.05, child.stdin.close).start()
+        other.take(record("web"), "init")
 
 
 def test_a_closed_one_has_nothing_and_takes_nothing(one: Owners, other: Owners) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from engine_kit import need
 from fifo_kit import LONG
 from portable_kit import sources
 
-from libctrd import _checks, _proc, fifo, relay
+from libctrd import _checks, _proc, fifo, relay, shape
 from libctrd.fifo import PORTABLE
 
 LINUX_ONLY = (
@@ -101,6 +102,21 @@ def test_the_c_written_by_hand_is_iso_c_without_a_warning(compiler: str, flavour
     flags = ["-std=c11", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-DCTRD_PORTABLE={int(flavour == 'portable')}"]
     command = [compiler, *flags, "-Wno-unused-function", "-fsyntax-only", *files]  # Python calls those of proc.c
     done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(PORTABLE, reason="about Linux's own build: the portable one is built by clang, without a warning")
+@pytest.mark.parametrize("module", [fifo, relay, shape], ids=lambda module: module.__name__)
+def test_the_c_written_by_cython_has_no_warning(module: object) -> None:
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    flavour = "abi3" if ".abi3." in module.__file__ else "native"  # type: ignore[attr-defined]
+    made = sorted(sources("build", f"linux-{flavour}").glob(f"cython-*/pyx/{name}.c"), key=os.path.getmtime)
+    assert made, "it was built there"
+    need("/usr/bin/gcc", "gcc")
+    limited = ["-DPy_LIMITED_API=0x030B0000", "-include", sources("pyx", "limited.h")] if flavour == "abi3" else []
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-DCTRD_PORTABLE=0", *limited]
+    includes = [f"-I{sources('pyx')}", f"-I{sysconfig.get_path('include')}"]
+    done = subprocess.run(["gcc", *flags, *includes, "-fsyntax-only", made[-1]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

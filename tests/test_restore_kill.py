@@ -20,7 +20,8 @@ from field_kit import python
 
 from libctrd.client import Client
 from libctrd.container import Container
-from libctrd.errors import InvalidArgumentError
+from libctrd.engine import shim
+from libctrd.errors import InvalidArgumentError, NotFoundError
 
 KILLS = int(os.environ.get("CTRD_BAR_KILLS", "8"))
 BUSY = """
@@ -77,8 +78,20 @@ def test_a_client_is_killed_at_any_moment_and_the_next_takes_over_all(
     as_before(before)
 
 
+def had_been_read(container: Container) -> bool:
+    """Was its client killed while it cleaned up? It had all of the output in its own descriptor then. Its word to the
+    shim, if it was sent, is heard there before this question.
+    """
+    try:
+        shim.processes(container.bundle)
+    except NotFoundError:
+        return True  # or it was not started
+    return False
+
+
 def take_over(client: Client, seen: Container, engine: Place, started: set[int]) -> bool:
     number = int(seen.id.removeprefix("web"))
+    read = engine.kind == "local" and had_been_read(seen)
     try:
         container = client.restore(seen.id)
     except InvalidArgumentError:  # it was not started, or its start is under way with nobody to hear of it
@@ -92,10 +105,10 @@ def take_over(client: Client, seen: Container, engine: Place, started: set[int])
     assert (status.code, status.known) == (number, True) or (number not in started and not status.known)
     if container.stdout is not None:
         text = container.stdout.read()
-        if status.known and (engine.kind == "local" or not ended):
+        if status.known and not read and (engine.kind == "local" or not ended):
             assert text == f"hello {number}\n".encode()
         else:
-            assert text in (b"", f"hello {number}\n".encode()), "a shim of containerd may have let go of it"
+            assert text in (b"", f"hello {number}\n".encode()), "a shim has let go of it"
         container.stdout.close()
     if container.stderr is not None:
         container.stderr.close()

@@ -20,6 +20,7 @@ from libctrd.engine import sealed
 
 ELF = b"\x7fELF" + bytes(60)
 SEALS = 0xF
+pytestmark = pytest.mark.local("the local engine starts runtimes itself")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: others get no copy")
 
 

@@ -95,7 +95,7 @@ def test_a_start_works_from_the_spec_in_memory(
 ) -> None:  # C5: encoded once, decoded never
     encoded: list[object] = []
     encode = libctrd.spec.encode
-    monkeypatch.setattr(libctrd.spec, "encode", lambda wanted: encoded.append(wanted) or encode(wanted))
+    monkeypatch.setattr(libctrd.spec, "encode", lambda wanted, **how: encoded.append(wanted) or encode(wanted, **how))
     monkeypatch.setattr(libctrd.spec, "load", lambda path: pytest.fail("config.json was read"))
     container = client.create("web", spec("exit 4"))
     container.start()

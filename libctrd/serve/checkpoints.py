@@ -2,6 +2,7 @@
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
 import os
+import stat
 from datetime import datetime, timezone
 from typing import Any
 
@@ -9,11 +10,13 @@ import msgspec
 
 from libctrd import ids
 from libctrd.directory import subdirectories
-from libctrd.errors import from_os_error
+from libctrd.errors import InvalidArgumentError, from_os_error
 from libctrd.serve.wire import API
 
 _DESCRIPTION = "config.json"
 """As that daemon calls it: its clients read it from there."""
+_MOST = 1 << 20
+"""Bytes of it that are read."""
 
 
 class _Description(msgspec.Struct):
@@ -32,12 +35,20 @@ _decoder = msgspec.json.Decoder(_Description)
 
 
 def parent(bundle: str, given: str) -> str:
-    """Where they are: in *given*, else in ``checkpoints`` of the bundle."""
-    return os.path.abspath(given) if given else os.path.join(bundle, "checkpoints")
+    """Where they are: in *given*, else in ``checkpoints`` of the bundle. Raises `InvalidArgumentError` for a directory
+    that would be taken from where the server runs, or that no path can name.
+    """
+    if not given:
+        return os.path.join(bundle, "checkpoints")
+    if "\0" in given:
+        raise InvalidArgumentError(f"the directory {given!r} for checkpoints has a NUL in it")
+    if not os.path.isabs(given):
+        raise InvalidArgumentError(f"the directory {given!r} for checkpoints is not absolute: name it from / on")
+    return os.path.normpath(given)
 
 
 def path(bundle: str, given: str, name: str) -> str:
-    """Where one is. Raises `InvalidArgumentError` for a name that would lead elsewhere."""
+    """Where one is. Raises `InvalidArgumentError` for a name that would lead elsewhere, and as `parent` does."""
     return os.path.join(parent(bundle, given), ids.check(name, "checkpoint name"))
 
 
@@ -73,8 +84,15 @@ def _one(path: str) -> Any:
     """One that another program has made is told with what is always so."""
     name = os.path.basename(path)
     try:
-        with open(os.path.join(path, _DESCRIPTION), "rb") as file:
-            known = _decoder.decode(file.read())
-    except (OSError, msgspec.MsgspecError):
+        known = _decoder.decode(_read(os.path.join(path, _DESCRIPTION)))
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         known = _Description(name)
     return API.Checkpoint(name=name, tcp=known.tcp, shell=known.shell, unixSockets=known.unix_sockets)
+
+
+def _read(path: str) -> bytes:
+    """The beginning of a file; nothing of what is none, such as a fifo, which would be waited for. Anybody may have put
+    it there.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read(_MOST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""

@@ -99,8 +99,8 @@ class Keeper:
             with its:
                 handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    # The last word is for who lists the processes of the host.
-                    command = [shim.PROGRAM, "--keep", self._state_dir]
+                    # The directory is for who lists the processes of the host.
+                    command = [shim.PROGRAM, "--state", self._state_dir, "--keep"]
                     pid = proc.spawn(command, fds={3: its.fileno(), 4: handle}, env={}, new_session=True)
                 finally:
                     os.close(handle)

@@ -45,6 +45,8 @@ VERSION: Final = (0, 2, 3)
 """What release 0.2.9 says of itself."""
 CHANGE_SECONDS: Final = 10.0
 _CHANGES: Final = {"running": "resume", "paused": "pause"}
+_ANY_SPEC: Final = {"ociVersion": "1.0.0", "root": {"path": "/"}}
+"""One for a process that is to be checked: all that there must be beside it."""
 _NO_CONTAINER: Final = "containerd: container not found"
 _NO_PROCESS: Final = "containerd: process not found for container"
 
@@ -53,7 +55,7 @@ class Refusal(Exception):
     """A call that fails: with the status and the text that clients of this API look for."""
 
     def __init__(self, text: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN) -> None:
-        super().__init__(text)
+        super().__init__(wire.short(text))
         self.code = code
 
 
@@ -147,8 +149,8 @@ class Service:
         """CreateContainer."""
         if not request.bundlePath:
             raise Refusal("empty bundle path")
-        if not os.path.isabs(request.bundlePath):
-            raise Refusal(f"containerd: the bundle path {request.bundlePath!r} is not absolute")
+        _absolute("the bundle path", request.bundlePath)
+        _check_stdio(request)
         ids.check(request.id)
         checkpoint = ""
         if request.checkpoint:
@@ -240,9 +242,11 @@ class Service:
         if not request.args:
             raise Refusal("containerd: process without args: name a program at least")
         ids.check(request.pid, "process id")
+        _check_stdio(request)
+        document = wire.document(request)
+        specs.validate({**_ANY_SPEC, "process": document})
         with self._locks.holding(request.id):
             record = self._known(request.id)
-            document = wire.document(request)
             pid = self._engine.exec(
                 ExecRequest(
                     record, request.pid, document, request.terminal, request.stdin, request.stdout, request.stderr
@@ -442,6 +446,20 @@ class Service:
         if not told:
             self._events.promise("exit", record.id, event.process, code, mark)
         return told, code
+
+
+def _absolute(what: str, path: str) -> None:
+    if "\0" in path:
+        raise Refusal(f"containerd: {what} {path!r} has a NUL in it")
+    if not os.path.isabs(path):
+        raise Refusal(f"containerd: {what} {path!r} is not absolute")
+
+
+def _check_stdio(request: Any) -> None:
+    """Relative ones would be taken from where a shim runs."""
+    for stream in ("stdin", "stdout", "stderr"):
+        if path := getattr(request, stream):
+            _absolute(stream, path)
 
 
 def _mark(record: Record) -> str:

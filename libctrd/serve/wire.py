@@ -17,6 +17,8 @@ from libctrd.state import Stats
 
 API: Final = protos.package("types")
 _NANOSECONDS: Final = 1_000_000_000
+_YEAR_ONE: Final = -62_135_596_800
+_YEAR_10000: Final = 253_402_300_800
 _UNLIMITED: Final = (1 << 64) - 1
 
 # What clients of that time look for in the text of a failed start, whatever the runtime's own words are.
@@ -44,9 +46,18 @@ def failure(error: CtrdError, call: str) -> str:
     if call in _ON_RUNNING and isinstance(error, NotFoundError) and error.errno in (None, errno.ESRCH):
         return f"containerd: container not found: {error}"
     said = error.output if isinstance(error, RuntimeFailedError) and error.output else str(error)
-    text = f"{'oci runtime error' if isinstance(error, RuntimeFailedError) else 'shim error'}: {said}"
-    missing = [phrase for pattern, phrase in _PHRASES if pattern.search(text) and phrase not in text]
+    whole = f"{'oci runtime error' if isinstance(error, RuntimeFailedError) else 'shim error'}: {said}"
+    text = short(whole)
+    missing = [phrase for pattern, phrase in _PHRASES if pattern.search(whole) and phrase not in text]
     return f"{text} ({', '.join(missing)})" if missing else text
+
+
+def short(text: str) -> str:
+    """*text* as a status can have it: gRPC sends it in a header, percent-encoded, and a client takes 8 KiB of headers.
+    What clients look for stands at its beginning or its end; so it is the middle that goes.
+    """
+    most = 2000 if text.isascii() else 500
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
 def event(entry: Entry) -> Any:
@@ -57,10 +68,16 @@ def event(entry: Entry) -> Any:
 
 
 def nanoseconds(timestamp: Any) -> int:
-    """A timestamp of a request, in nanoseconds since 1970; 0 for none. Raises `ValueError` for one that cannot be."""
-    if not -_NANOSECONDS < timestamp.nanos < _NANOSECONDS:
+    """A timestamp of a request, in nanoseconds since 1970; 0 for none. One before 1970 is before every event: 1. Raises
+    `ValueError` for one that cannot be. Source: ``google/protobuf/timestamp.proto``, from the year 1 to 9999.
+    """
+    if not 0 <= timestamp.nanos < _NANOSECONDS:
         raise ValueError(f"a time with {timestamp.nanos} nanoseconds")
-    return max(0, int(timestamp.seconds) * _NANOSECONDS + int(timestamp.nanos))
+    if not _YEAR_ONE <= timestamp.seconds < _YEAR_10000:
+        raise ValueError(f"a time with {timestamp.seconds} seconds")
+    if timestamp.seconds == _YEAR_ONE and not timestamp.nanos:
+        return 0  # what a client has that has set none
+    return int(timestamp.seconds) * _NANOSECONDS + int(timestamp.nanos) if timestamp.seconds >= 0 else 1
 
 
 def process_of_spec(document: dict[str, Any], *, name: str, system_pid: int, stdio: tuple[str, str, str]) -> Any:
@@ -137,14 +154,17 @@ _THROTTLES: Final = {
 
 def resources(update: Any) -> dict[str, Any]:
     """``linux.resources`` of an UpdateResource. A zero is what a client sends that has nothing to say: it is left out,
-    as the runtimes of that time took it; so is what is empty.
+    as the runtimes of that time took it; so is what is empty. The numbers of that API have no sign, and those of the
+    specification do where -1 is no limit: that is the largest one here.
     """
     found: dict[str, Any] = {
-        "memory": _set(update, _MEMORY),
+        "memory": {name: _signed(value) for name, value in _set(update, _MEMORY).items()},
         "cpu": _set(update, _CPU),
         "blockIO": _set(update, {"weight": "blkioWeight", "leafWeight": "blkioLeafWeight"}),
-        "pids": {"limit": update.pidsLimit} if update.pidsLimit else {},
+        "pids": {"limit": _signed(update.pidsLimit)} if update.pidsLimit else {},
     }
+    if "quota" in found["cpu"]:
+        found["cpu"]["quota"] = _signed(found["cpu"]["quota"])
     block = found["blockIO"]
     if update.blkioWeightDevice:
         block["weightDevice"] = [
@@ -159,6 +179,10 @@ def resources(update: Any) -> dict[str, Any]:
 
 def _set(update: Any, fields: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, field in fields.items() if (value := getattr(update, field))}
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _device(entry: Any) -> dict[str, int]:

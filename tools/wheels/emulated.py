@@ -21,7 +21,10 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 EVERYBODY = "0 0 4294967295"
 ENTERED = b"\n"
 
-LEFT_OUT: dict[str, str] = {}
+LEFT_OUT = {
+    "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free[with]": "pipes are free for root"
+    " in the first user namespace alone",
+}
 
 
 def command(wanted: list[str], cache: Path) -> list[str]:
