@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +42,27 @@ def stage_headers() -> str:
     return str(package.parent)
 
 
+def static_command(scratch: Path) -> list[str]:
+    """The compiler of the static shim with its options; of those for the linker, which save memory, what it knows.
+
+    GNU ld knows them all. One that a compiler refuses for an empty program, it would refuse for the shim.
+    """
+    command = shlex.split(STATIC_SHIM_CC)
+    scratch.mkdir(parents=True, exist_ok=True)
+    empty = scratch / "empty.c"
+    empty.write_text("int main(void) { return 0; }\n")
+
+    def knows(options: list[str]) -> bool:
+        tried = [*command, *options, "-o", str(scratch / "empty"), str(empty)]
+        return subprocess.run(tried, capture_output=True, check=False).returncode == 0
+
+    options = (HERE / "pyx" / "static.opts").read_text(encoding="ascii").split()
+    if not knows(options):
+        plain = [option for option in options if not option.startswith("-Wl,")]
+        options = plain + [option for option in options if option not in plain and knows([*plain, option])]
+    return [*command, *options]
+
+
 class BuildExt(build_ext):
     """``build_ext`` that also links the shim, a program that is installed beside the modules."""
 
@@ -66,9 +88,8 @@ class BuildExt(build_ext):
             return
         target = Path(self.get_ext_fullpath(ext.name))
         if STATIC_SHIM_CC:
-            command = [*shlex.split(STATIC_SHIM_CC), "@pyx/static.opts", "-o", str(target), *ext.sources]
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.spawn(command)
+            self.spawn([*static_command(Path(self.build_temp)), "-o", str(target), *ext.sources])
             return
         objects = self.compiler.compile(ext.sources, output_dir=self.build_temp, extra_postargs=ext.extra_compile_args)
         self.compiler.link_executable(

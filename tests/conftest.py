@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import portable_kit
 import pytest
 from client_kit import Recorder
@@ -33,6 +34,10 @@ __all__ = [
     "runtime",
     "state_dir",
 ]
+
+# How long the host takes for an example says nothing about the code: it may be busy, or emulated.
+hypothesis.settings.register_profile("any host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any host")
 
 APPLETS = (
     *(

@@ -322,7 +322,7 @@ def test_the_interpreter_ends_at_once_with(name: str) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]  # of the fork, since Python 3.12
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LONG)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LONG / 2
 
 
 def test_the_interpreter_ends_at_once_with_stdin_from_a_terminal() -> None:
@@ -342,7 +342,8 @@ libc = ctypes.CDLL(None)
 header = (ctypes.c_uint32 * 2)(0x20080522, 0)
 free = sys.argv[1] == "with"
 if not free:
-    assert libc.syscall(126, header, (ctypes.c_uint32 * 6)()) == 0   # capset(2): none left
+    capset = {{"x86_64": 126, "aarch64": 91}}[os.uname().machine]
+    assert libc.syscall(capset, header, (ctypes.c_uint32 * 6)()) == 0   # none left
 from libctrd import relay
 size = lambda fd: fcntl.fcntl(fd, 1032)
 pipes = [os.pipe() for _ in range(12)]

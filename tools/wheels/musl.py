@@ -1,0 +1,65 @@
+"""A CPython for musl: built from Debian's source of it with ``musl-gcc``, once; that of Debian is for glibc alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+from debian import Release, run
+
+VERSION = "3.13"
+LEFT_OUT = dict.fromkeys(
+    (
+        "test_fifo_process.py::test_a_user_with_no_inotify_instance_left_waits_with_a_timer",
+        "test_proc.py::test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped",
+        "test_proc_identity.py::test_a_process_whose_first_thread_has_ended_is_alive",
+        "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free",
+    ),
+    "it takes ctypes",
+)
+# gcc behind musl-gcc tells Debian's name for the platform, and not musl's.
+COMPILER = """#!/bin/sh
+for word; do
+\t[ "$word" != --print-multiarch ] || { echo x86_64-linux-musl; exit; }
+done
+exec musl-gcc "$@"
+"""
+
+
+def python(release: Release, cache: Path) -> Path:
+    """Builds it and what it needs; returns the program. Takes some minutes, the first time.
+
+    Of what takes further libraries it has `zlib`, and neither `ssl` nor `ctypes`.
+    """
+    top = cache / f"python{VERSION}-musl"
+    program = top / f"bin/python{VERSION}"
+    if program.exists():
+        return program
+    work = cache / "musl-build"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    compiler = work / "cc"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    jobs = f"-j{os.cpu_count() or 1}"
+    environment = {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        "CC": str(compiler),
+        "CPPFLAGS": f"-I{top}/include",
+        "LDFLAGS": f"-L{top}/lib",
+        "PKG_CONFIG": "false",  # it would tell of the host's libraries
+    }
+    for package, flags, options in (
+        ("zlib", "-O2 -fPIC", ["--static"]),  # into a module
+        (f"python{VERSION}", "", ["--disable-test-modules", "--without-ensurepip"]),
+    ):
+        with tarfile.open(release.sources(package, cache / "sources")) as archive:
+            place = work / package
+            archive.extractall(place, **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}))
+        (source,) = place.iterdir()
+        for command in (["./configure", f"--prefix={top}", *options], ["make", jobs], ["make", "install"]):
+            run(command, cwd=source, env={**environment, "CFLAGS": flags})
+    shutil.rmtree(work)
+    return program
