@@ -22,8 +22,8 @@ EVERYBODY = "0 0 4294967295"
 ENTERED = b"\n"
 
 LEFT_OUT = {
-    "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free[with]": "pipes are free for root"
-    " in the first user namespace alone",
+    "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free[with]": "pipes are free "
+    "for root in the first user namespace alone",
 }
 
 
