@@ -371,7 +371,8 @@ static void start_ended(int code)
 /* All that a start has made, by name and nothing else: what somebody has put beside it keeps the directory alive. */
 static void remove_files(void)
 {
-	static const char *const ours[] = {SOCKET_NAME, TTY_NAME, RECORD_NAME, RECORD_TEMP, PID_NAME, LOG_NAME, "state.json",
+	/* The record of the container first: without that of its exit it would be one that was never started. */
+	static const char *const ours[] = {"state.json", SOCKET_NAME, TTY_NAME, RECORD_NAME, RECORD_TEMP, PID_NAME, LOG_NAME,
 					   "criu.conf"};
 	static const char *const bundled[] = {"config.json", "init-stdin", "init-stdout", "init-stderr"};
 	int bundle = open(opt.bundle, O_PATH | O_DIRECTORY | O_CLOEXEC);

@@ -114,4 +114,5 @@ def test_the_relay_takes_no_memory_for_what_it_moves(how: str, tmp_path: Path) -
     marks = [number for number, line in enumerate(lines) if "getppid(" in line]
     assert len(marks) == 2
     between = lines[marks[0] + 1 : marks[1]]
-    assert [line for line in between if "getppid resumed" not in line] == []
+    # PROT_NONE takes no memory: a thread's first malloc reserves room for its own, and may come late.
+    assert [line for line in between if "getppid resumed" not in line and "PROT_NONE" not in line] == []
