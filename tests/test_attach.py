@@ -118,7 +118,6 @@ def test_of_two_who_attach_one_is_first(client: Client, engine: Place, spec: Mak
             container.attach(PIPE)
         with pytest.raises(AlreadyExistsError, match="in this client already"):
             other.get("web").attach(PIPE)
-        close(process)
         process.detach()
     process = container.attach(PIPE)
     close(process)
