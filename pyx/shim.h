@@ -30,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -127,6 +128,9 @@ extern int null_fd, log_fd;
 extern int oom_fd, oom_control; /* v1: an eventfd and memory.oom_control; v2: only memory.events */
 extern bool oom_is_v2, ending;
 extern char packet[PACKET]; /* for replies that are put together */
+
+/* shim_text.c */
+int print(char *to, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* shim.c */
 void close_fd(int *fd);
