@@ -99,7 +99,7 @@ cdef void forget_relay() noexcept:
     poller_none(&relay.poller)
     relay.null = -1
     relay.wake[0] = relay.wake[1] = relay.peers[0] = relay.peers[1] = relay.scratch[0] = relay.scratch[1] = -1
-    relay.ready = NULL
+    relay.ready = relay.resting = NULL
     relay.timed = False
     relay.grown = 0
 

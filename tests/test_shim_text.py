@@ -44,9 +44,7 @@ def shim_text(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @given(parts=st.lists(pieces, max_size=6), size=st.integers(0, 200))
-def test_print_writes_what_snprintf_does(
-    shim_text: ctypes.CDLL, parts: list[tuple[bytes, object]], size: int
-) -> None:
+def test_print_writes_what_snprintf_does(shim_text: ctypes.CDLL, parts: list[tuple[bytes, object]], size: int) -> None:
     """The same bytes, the same length, nothing behind the end; also where there is not room for all."""
     form = b"".join(form for form, _ in parts)
     values = [value for _, value in parts if value is not None]
