@@ -12,6 +12,7 @@ cdef enum:
     MS = 1000000            # ns
     LOOK_OFTEN = 50000      # ns between two looks at a resting source, at least
     LOOK_RARELY = 1000000   # and at most
+    AWAKE = 20000000        # ns that one whose pipe was almost full does not rest
     SOON = 250000           # ns within which a source has nothing again: it may rest
 
 
@@ -62,30 +63,30 @@ cdef void rest(pump_t *pump) noexcept nogil:
     For each piece its writer would wake this thread, and so its processor, which costs both of them several times what the
     bytes do. So the events of one that gives again and again are not asked for, and it is looked at by the clock, the rarer
     the less it fills; when there was nothing, they are asked for again, and nothing is missed: what came meanwhile is an
-    event by then. A hang-up is told in any case. Nobody waits for these bytes, so none is late; and since a look comes
-    before the pipe is full, its writer does not wait either.
+    event by then. A hang-up is told in any case. Nobody waits for these bytes, so none is late. Its writer does not wait
+    either, while a look comes before the pipe is full: one that was found so, because its pipe is small or this thread had
+    to wait for a processor, does not rest for a while, for then the events come rarely by themselves.
     """
     cdef int64_t now = monotonic()
     cdef int64_t given = pump.given
-    cdef bint again = now - pump.waited < SOON
+    cdef bint again = now - pump.waited < SOON and now >= pump.awake_until
     cdef int64_t room
     pump.waited = now
     pump.given = 0
-    if not pump.every and (not again or not pump.source.pipe or not pump.source.polled):
-        return
-    room = pipe_size(pump.source.fd)
-    if not poller_is_fine(&relay.poller) or (2 * given >= room and room < GROWN):
-        given = 0               # there is no such clock, or the pipe is too small for what comes
     if not pump.every:
-        if given and poller_ask(&relay.poller, pump.source.fd, 0, <uint64_t>pump) == 0:
+        if not again or not given or not pump.source.pipe or not pump.source.polled:
+            return
+        if poller_is_fine(&relay.poller) and poller_ask(&relay.poller, pump.source.fd, 0, <uint64_t>pump) == 0:
             pump.every = LOOK_OFTEN
-    elif given == 0:
+    elif not given or now < pump.awake_until or not poller_is_fine(&relay.poller):
         pump.every = 0
         poller_ask(&relay.poller, pump.source.fd, POLLIN, <uint64_t>pump)
-    elif 2 * given >= room:
-        pump.every = max(pump.every // 2, <int64_t>LOOK_OFTEN)
-    elif 8 * given < room:
-        pump.every = min(pump.every * 2, <int64_t>LOOK_RARELY)
+    else:
+        room = pipe_size(pump.source.fd)
+        if 2 * given >= room:
+            pump.every = max(pump.every // 2, <int64_t>LOOK_OFTEN)
+        elif 8 * given < room:
+            pump.every = min(pump.every * 2, <int64_t>LOOK_RARELY)
     if not pump.every or pump.resting:
         return
     pump.resting = True
@@ -105,6 +106,7 @@ cdef void end_rests(int64_t now) noexcept nogil:
     cdef pump_t **place = &relay.resting
     cdef pump_t *pump
     cdef int64_t ends
+    cdef int there
     relay.look_at = now + LOOK_RARELY
     while place[0] != NULL:
         pump = place[0]
@@ -115,6 +117,8 @@ cdef void end_rests(int64_t now) noexcept nogil:
             continue
         place[0] = pump.next_resting
         pump.resting = False
+        if not pump.done and ioctl(pump.source.fd, FIONREAD, &there) == 0 and 4 * there >= 3 * pipe_size(pump.source.fd):
+            pump.awake_until = now + AWAKE
         make_ready(pump)
         pthread_mutex_lock(&lock)
         forget(pump)

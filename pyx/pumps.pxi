@@ -95,6 +95,7 @@ cdef struct pump_t:
     int64_t every           # relay only: ns from one look at a resting source to the next; 0: its events are asked for
     int64_t waited          # relay only: when a source that is thrown away had nothing last
     int64_t given           # relay only: what it has given since then
+    int64_t awake_until     # relay only: it does not rest before
     int64_t seen            # relay only: when the reader of a pending sink was first seen; 0: it was not, at the last look
     uint64_t swept          # relay only: `moved` at the last sweep for idle grown pipes
     char *rest              # relay only: taken from the source, not yet taken by the sink
