@@ -2,11 +2,12 @@
 
 It is safe (no privilege can be gained, the host's own settings are masked or read-only, devices are denied
 but for the harmless ones) and useful (a terminal, shared memory and message queues work; root in the
-container can install packages). What it is not: a policy for any runtime in particular, or a seccomp profile.
+container can install packages). What it is not: a policy for any runtime in particular.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from libctrd._spec_parse import User, parse_env, parse_size, parse_user
 from libctrd.errors import InvalidArgumentError
+from libctrd.seccomp import profile
 
 OCI_VERSION: Final = "1.0.2"  # all that is used below is in it, and every runtime in the field takes it
 
@@ -38,6 +40,7 @@ CAPABILITIES: Final = (
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -49,6 +52,7 @@ MASKED_PATHS: Final = (
     "/sys/devices/virtual/powercap",
 )
 READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_THERMAL: Final = "/sys/devices/system/cpu/cpu{}/thermal_throttle"  # by which other containers' work can be told
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CPU_PERIOD: Final = 100_000  # µs, the kernel's own default
 CPU_QUOTA_MIN: Final = 1_000  # µs, the least that the kernel takes
@@ -89,6 +93,13 @@ def _mounts(rootless: bool) -> list[dict[str, Any]]:
             "options": [*quiet, "relatime", "ro"],
         },
     ]
+
+
+@functools.cache
+def _thermal() -> tuple[str, ...]:
+    """Of each processor, where there is one."""
+    paths = (_THERMAL.format(number) for number in range(os.cpu_count() or 1))
+    return tuple(path for path in paths if os.path.exists(path))
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -182,6 +193,7 @@ def default(
     mounts: Iterable[Mapping[str, Any]] = (),
     read_only: bool = False,
     rootless: bool | None = None,
+    seccomp: bool | Mapping[str, Any] = True,
 ) -> dict[str, Any]:
     """A safe and useful spec that runs *args* in *rootfs*: a plain OCI 1.x dict, the caller's to change.
 
@@ -197,6 +209,8 @@ def default(
       it, and a relative source of a bind mount is made absolute now.
     - *rootless*: for a caller without root, with a user namespace that maps the caller to root and nobody
       else; found out from the effective uid when ``None``.
+    - *seccomp*: the system calls it may make: those of `libctrd.seccomp.profile`, of a profile of yours, or all
+      (``False``).
 
     It has fresh namespaces (pid, network with a loopback device only, ipc, uts, mount, cgroup), the
     capabilities that Docker gives, no way to gain more, no rlimits of its own (raising one needs a privilege
@@ -228,8 +242,10 @@ def default(
     resources = _resources(rootless, memory, cpus, pids_limit)
     if resources:
         linux["resources"] = resources
-    linux["maskedPaths"] = list(MASKED_PATHS)
+    linux["maskedPaths"] = [*MASKED_PATHS, *_thermal()]
     linux["readonlyPaths"] = list(READONLY_PATHS)
+    if seccomp is not False:
+        linux["seccomp"] = profile() if seccomp is True else seccomp
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "process": {

@@ -16,7 +16,7 @@ from container_kit import zombies
 import libctrd
 from libctrd import proc
 from libctrd.client import Client
-from libctrd.engine import cgroups, launch, shim
+from libctrd.engine import cgroups, launch, remembered, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.errors import NotFoundError, UnavailableError
 from libctrd.state import Event
@@ -327,7 +327,7 @@ def test_what_was_found_out_about_a_runtime_is_remembered(
 ) -> None:
     tried: list[str] = []
     really_try = runtimes._try
-    monkeypatch.setattr(runtimes, "_memory", lambda: str(tmp_path / "memory.json"))
+    monkeypatch.setattr(remembered, "_path", lambda name: str(tmp_path / "memory.json"))
     monkeypatch.setattr(runtimes, "_known", {})
     monkeypatch.setattr(runtimes, "_try", lambda path: tried.append(path) or really_try(path))
     found = runtimes.find(runtime)

@@ -38,6 +38,7 @@ LAYERS = (
     (
         "reactor",
         "directory",
+        "seccomp",
         "spec",
         "_spec_check",
         "_spec_default",
@@ -59,6 +60,7 @@ LAYERS = (
         "engine.cgroups",
         "engine.cutstart",
         "engine.late",
+        "engine.remembered",
         "engine.sealed",
         "engine.shim",
         "engine.metrics",
@@ -82,6 +84,7 @@ LAYERS = (
     ("engine.further", "engine.newcomers"),
     ("engine.localops",),
     ("engine.latecomer",),
+    ("engine.filters",),
     ("engine.runc", "engine.local", "engine.daemon"),
     ("engine.store", "engine.private", "engine.privateserve"),
     ("images.reference", "images.platforms", "images.compression", "images.documents"),

@@ -18,7 +18,7 @@ import msgspec
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd._log import log
-from libctrd.engine import cgroups, sealed, shim
+from libctrd.engine import cgroups, filters, sealed, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -189,7 +189,7 @@ class LocalEngine(Latecomer, LocalOperations):
             cgroup=path if path and path.startswith("/") else "",
             plain=runtimes.leaves_little(chosen, spec) and not wanted.runtime_args,
         )
-        return record, spec
+        return record, filters.hand_over(chosen, spec)
 
     def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`. The record is complete when it appears: a name of its own first, then a rename."""
