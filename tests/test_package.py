@@ -57,7 +57,6 @@ LAYERS = (
     ("engine.ttrpc",),
     (
         "engine.cgroups",
-        "engine.cutstart",
         "engine.late",
         "engine.sealed",
         "engine.shim",
@@ -83,7 +82,7 @@ LAYERS = (
     ("engine.localops",),
     ("engine.latecomer",),
     ("engine.runc", "engine.local", "engine.daemon"),
-    ("engine.store", "engine.private", "engine.privateserve"),
+    ("engine.cutstart", "engine.store", "engine.private", "engine.privateserve"),
     ("images.reference", "images.platforms", "images.compression", "images.documents"),
     (
         "images.content",
