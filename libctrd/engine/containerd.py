@@ -356,6 +356,8 @@ class ContainerdEngine(Operations):
             if self._memory.is_first(id):
                 self._sink(event)
             return
+        if event.type == "start-container":
+            self._memory.starts(id)
         if event.type == "exit" and event.process == INIT:
             ran_out, news = self._memory.ended(id)
             if event.status is not None and ran_out:
