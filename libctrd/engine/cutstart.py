@@ -91,6 +91,7 @@ class _Taker:
         self._start = start
         self._places: set[str] = set()  # the bundles that were seen
         self._orphans: dict[int, float] = {}  # since when a shim has been seen without its bundle
+        self._killed = False  # any of them?
         self._said = ""  # by the OCI runtime
 
     def see_end(self) -> None:
@@ -101,6 +102,8 @@ class _Taker:
             bundle = self._bundle()
             now = time.monotonic()
             if not shims and not bundle:
+                if self._killed:
+                    self._tidy()
                 return
             if now > began + END_SECONDS + LAST_SECONDS:
                 raise self._failure(shims, bundle)
@@ -133,6 +136,10 @@ class _Taker:
             return  # the container's, about to end; or another container's, which is not ours to end
         log.info("process %d is ended: a shim of container %s that containerd left", shim.pid, self._start.record.id)
         _kill(shim)
+        self._killed = True
+
+    def _tidy(self) -> None:
+        """Removes what a shim that was killed has left."""
         _remove_socket(self._start)
         # A runtime that was killed half-way knows nothing of its container. Only a cgroup of ours is its alone.
         cgroup = self._start.record.cgroup
