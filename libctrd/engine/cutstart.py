@@ -262,7 +262,10 @@ def _of_ps() -> Iterator[tuple[int, int, tuple[str, ...]]]:
     """The same by the ps of POSIX. None without that program."""
     try:
         done = subprocess.run(
-            ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "args="], capture_output=True, check=False
+            ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "args="],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "100000"},  # else it may cut the command lines after the 80th column
         )
     except OSError as error:
         log.warning("shims of containerd that a start has left cannot be waited for, for there is no ps: %s", error)
