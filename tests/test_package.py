@@ -58,7 +58,6 @@ LAYERS = (
     ("engine.ttrpc",),
     (
         "engine.cgroups",
-        "engine.cutstart",
         "engine.late",
         "engine.remembered",
         "engine.sealed",
@@ -86,7 +85,7 @@ LAYERS = (
     ("engine.latecomer",),
     ("engine.filters",),
     ("engine.runc", "engine.local", "engine.daemon"),
-    ("engine.store", "engine.private", "engine.privateserve"),
+    ("engine.cutstart", "engine.store", "engine.private", "engine.privateserve"),
     ("images.reference", "images.platforms", "images.compression", "images.documents"),
     (
         "images.content",
