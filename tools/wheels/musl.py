@@ -24,8 +24,17 @@ COMPILER = """#!/bin/sh
 for word; do
 \t[ "$word" != --print-multiarch ] || { echo x86_64-linux-musl; exit; }
 done
-exec musl-gcc "$@"
+exec musl-gcc -idirafter {kernel} "$@"
 """
+
+
+def kernel_headers(work: Path) -> Path:
+    """The host's headers of Linux alone, which musl-gcc does not look for: Python would be without parts of `os`."""
+    place = work / "kernel"
+    place.mkdir()
+    for name, found in (("linux", "linux"), ("asm-generic", "asm-generic"), ("asm", "x86_64-linux-gnu/asm")):
+        (place / name).symlink_to(Path("/usr/include") / found)
+    return place
 
 
 def python(release: Release, cache: Path) -> Path:
@@ -41,7 +50,7 @@ def python(release: Release, cache: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     compiler = work / "cc"
-    compiler.write_text(COMPILER)
+    compiler.write_text(COMPILER.format(kernel=kernel_headers(work)))
     compiler.chmod(0o755)
     jobs = f"-j{os.cpu_count() or 1}"
     environment = {
