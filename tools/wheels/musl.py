@@ -24,7 +24,7 @@ COMPILER = """#!/bin/sh
 for word; do
 \t[ "$word" != --print-multiarch ] || { echo x86_64-linux-musl; exit; }
 done
-exec musl-gcc -idirafter {kernel} "$@"
+exec musl-gcc -idirafter KERNEL "$@"
 """
 
 
@@ -50,7 +50,7 @@ def python(release: Release, cache: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     compiler = work / "cc"
-    compiler.write_text(COMPILER.format(kernel=kernel_headers(work)))
+    compiler.write_text(COMPILER.replace("KERNEL", str(kernel_headers(work))))
     compiler.chmod(0o755)
     jobs = f"-j{os.cpu_count() or 1}"
     environment = {
