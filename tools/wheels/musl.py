@@ -10,15 +10,6 @@ from pathlib import Path
 from debian import Release, run
 
 VERSION = "3.13"
-LEFT_OUT = dict.fromkeys(
-    (
-        "test_fifo_process.py::test_a_user_with_no_inotify_instance_left_waits_with_a_timer",
-        "test_proc.py::test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped",
-        "test_proc_identity.py::test_a_process_whose_first_thread_has_ended_is_alive",
-        "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free",
-    ),
-    "it takes ctypes",
-)
 # gcc behind musl-gcc tells Debian's name for the platform, and not musl's.
 COMPILER = """#!/bin/sh
 for word; do
