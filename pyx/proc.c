@@ -1,8 +1,8 @@
 /*
  * The C behind libctrd.proc, compiled as libctrd._proc by cffi (tools/build_proc.py has what Python sees of it).
  *
- * It holds what not every build of Python has: pidfds, two prctl settings, inotify, and a posix_spawn whose child has
- * an exact set of descriptors. Newer system calls go through syscall(2) and newer functions of the C library through
+ * It holds what not every build of Python has: pidfds, two prctl settings, inotify, extended attributes, and a
+ * posix_spawn whose child has an exact set of descriptors. Newer system calls go through syscall(2) and newer functions of the C library through
  * dlsym, so that one binary serves every glibc from 2.17 on; what is Linux-only answers ENOSYS elsewhere. It decides
  * nothing: arguments are checked and errors are worded in Python.
  *
@@ -19,6 +19,7 @@
 #include <dirent.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/xattr.h>
 #endif
 
 /* Which step failed, for the words of the error; "which" is the parent's descriptor for STAGE_DUP. */
@@ -302,6 +303,18 @@ static int ctrd_open_below(int dir, const char *name)
 #else
     (void)dir;
     (void)name;
+    return -ENOSYS;
+#endif
+}
+
+/* The length of the attribute, which is in "value" then. */
+static int ctrd_getxattr(int fd, const char *name, char *value, int size)
+{
+#if !CTRD_PORTABLE
+    ssize_t length = fgetxattr(fd, name, value, (size_t)size);
+    return length < 0 ? -errno : (int)length;
+#else
+    (void)fd; (void)name; (void)value; (void)size;
     return -ENOSYS;
 #endif
 }

@@ -149,11 +149,13 @@ def test_a_user_with_no_inotify_instance_left_waits_with_a_timer(path: Path) -> 
             folder.chmod(folder.stat().st_mode | 0o011)
     path.parent.chmod(0o777)
     script = """
-    import ctypes
+    import cffi
+    c = cffi.FFI()
+    c.cdef("int inotify_init(void);")
+    libc, held = c.dlopen(None), 0
     os.setgid(54321)
     os.setuid(54321)
-    init, held = ctypes.CDLL(None).inotify_init, 0
-    while init() >= 0:
+    while libc.inotify_init() >= 0:
         held += 1
     assert held > 0
     writing = Background(lambda: open_fifo(path, os.O_WRONLY | os.O_CREAT))

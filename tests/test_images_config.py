@@ -170,6 +170,8 @@ def test_whiteouts_and_opaque_directories_hide_what_lies_below(tmp_path: Path) -
     opaque = layer(tmp_path / "opaque", group="high")
     os.setxattr(opaque / "etc", "trusted.overlay.opaque", b"y")
     assert config.accounts_in(overlay(opaque, low)) == Accounts(None, "high")
+    os.setxattr(opaque / "etc", "trusted.overlay.opaque", b"n")
+    assert config.accounts_in(overlay(opaque, low)) == Accounts("low", "high")
 
 
 # C26

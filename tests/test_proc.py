@@ -139,7 +139,7 @@ def test_a_descriptor_that_is_no_pidfd_is_an_error_at_once() -> None:
 
 def test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped() -> None:
     out = run_python("""
-        import ctypes, os
+        import cffi, os
         from libctrd import proc
         from libctrd.errors import DeadlineError
         child = proc.spawn(["sleep", "1000"])
@@ -149,10 +149,11 @@ def test_a_child_that_a_debugger_holds_is_waited_for_and_then_reaped() -> None:
         tracer = os.fork()
         if not tracer:
             os.close(hold)
-            libc = ctypes.CDLL(None, use_errno=True)
-            seize = ctypes.c_long(0x4206)
-            failed = libc.ptrace(seize, ctypes.c_long(child), ctypes.c_long(0), ctypes.c_long(0))
-            os.write(tell, b"%d" % (ctypes.get_errno() if failed else 0))
+            c = cffi.FFI()
+            c.cdef("long ptrace(long, long, long, long);")
+            seize = 0x4206
+            failed = c.dlopen(None).ptrace(seize, child, 0, 0)
+            os.write(tell, b"%d" % (c.errno if failed else 0))
             os.read(end, 1)  # until our parent lets go of the other end, and never a wait for the tracee
             os._exit(0)
         if os.read(told, 10) != b"0":

@@ -93,9 +93,11 @@ def test_a_zombie_is_the_same_process_and_not_alive() -> None:
 
 def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
     script = """if True:
-        import ctypes, threading
+        import cffi, threading
+        c = cffi.FFI()
+        c.cdef("void pthread_exit(void *);")
         threading.Thread(target=input).start()
-        ctypes.CDLL(None).pthread_exit(None)
+        c.dlopen(None).pthread_exit(c.NULL)
     """
     reader, writer = os.pipe()
     pid = proc.spawn([sys.executable, "-c", script], fds={0: reader})

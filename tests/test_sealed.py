@@ -8,6 +8,7 @@ import gc
 import os
 import shutil
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from libctrd.engine import sealed
 
 ELF = b"\x7fELF" + bytes(60)
 SEALS = 0xF
+MAY_BIND = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service+ep: capabilities(7)
 pytestmark = pytest.mark.local("the local engine starts runtimes itself")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: others get no copy")
 
@@ -71,14 +73,17 @@ def test_it_is_made_once_and_anew_when_the_program_changes(program: Path) -> Non
 
 
 @as_root
-@pytest.mark.parametrize("why", ["script", "setuid", "large", "missing"])
+@pytest.mark.parametrize("why", ["script", "setuid", "large", "missing", "rights"])
 def test_a_program_that_has_to_be_executed_as_the_file_that_it_is(why: str, program: Path) -> None:
     change: dict[str, Callable[[], object]] = {
         "script": lambda: program.write_text("#!/bin/sh\n"),
         "setuid": lambda: program.chmod(0o755 | stat.S_ISUID),
         "large": lambda: os.truncate(program, sealed.LARGEST + 1),
         "missing": program.unlink,
+        "rights": lambda: os.setxattr(program, "security.capability", MAY_BIND),
     }
+    if why == "rights" and not hasattr(os, "setxattr"):
+        pytest.skip("this Python cannot give a program rights")
     change[why]()
     assert sealed.copy(str(program)) is None
 

@@ -28,6 +28,7 @@ int ctrd_set_pdeathsig(int sig);
 int ctrd_get_pdeathsig(int *sig);
 int ctrd_unmount(const char *path);
 int ctrd_open_below(int dir, const char *name);
+int ctrd_getxattr(int fd, const char *name, char *value, int size);
 int ctrd_inotify_init(void);
 int ctrd_inotify_add(int fd, const char *path, unsigned int mask);
 int ctrd_inotify_remove(int fd, int watch);

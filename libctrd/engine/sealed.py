@@ -15,6 +15,7 @@ import stat
 import threading
 from typing import Final
 
+from libctrd import _xattr
 from libctrd._log import log
 
 LARGEST: Final = 2 << 20
@@ -67,9 +68,9 @@ def copy(path: str) -> Copy | None:
 
 def _made(path: str, of: tuple[str | int, ...]) -> Copy | None:
     try:
-        if "security.capability" in os.listxattr(path):
-            return None
         with open(path, "rb") as file:
+            if _xattr.get(file.fileno(), "security.capability") is not None:
+                return None
             content = file.read()
         if not content.startswith(b"\x7fELF"):
             return None

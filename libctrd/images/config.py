@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from libctrd import spec
+from libctrd import _xattr, spec
 from libctrd.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from libctrd.images.documents import Settings
 
@@ -213,8 +213,8 @@ def _is_opaque(directory: int) -> bool:
     """Whether an overlay directory hides those below it (Documentation/filesystems/overlayfs.rst)."""
     for name in ("trusted.overlay.opaque", "user.overlay.opaque"):
         try:
-            if os.getxattr(directory, name) == b"y":
+            if _xattr.get(directory, name) == b"y":
                 return True
-        except OSError:  # not set, or not ours to read
+        except OSError:  # not ours to read
             continue
     return False

@@ -13,6 +13,7 @@ from sources import epoch, make_sdist
 from targets import TARGETS, Target
 
 ROOT = Path(__file__).resolve().parents[2]
+AUDITED = "auditwheel grants the platform, abi3audit the limited API, and modules and shim are as tools/wheels.md says"
 
 
 def build_all(targets: list[Target], out: Path, cache: Path, seconds: int, parent: Path | None = None) -> list[Path]:
@@ -65,15 +66,21 @@ def main() -> int:
     made = build_all(targets, said.out, said.cache.resolve(), seconds)
     for path in made:
         print(f"{digest(path)}  {path.name}")
+    print(f"\nBuilt into {said.out}: the sdist, and {len(targets)} of {len(TARGETS)} wheels, each audited: {AUDITED}.")
     if not said.check_reproducible:
+        print("Not checked: whether they come out the same once more (--check-reproducible).")
         return 0
     with tempfile.TemporaryDirectory(prefix="again-and-elsewhere-") as name:
+        print(f"\n==> once more, in {name}", flush=True)
         (again := Path(name) / "out").mkdir()
         other = differences(made, build_all(targets, again, Path(name) / "cache", seconds, Path(name)))
     for name in other:
         print(f"{name}: not the same to the byte when built in another directory")
     if not other:
-        print(f"{len(made)} files: the same to the byte when built in another directory")
+        print(
+            f"Reproducible: all {len(made)} files came out the same to the byte when they were built once more, "
+            "in another directory and with an empty cache of the compiler."
+        )
     return 1 if other else 0
 
 

@@ -61,6 +61,8 @@ class Release:
             "APT::Architecture": self.architecture,
             "APT::Sandbox::User": "root",
             "Acquire::Languages": "none",
+            # A mirror may have been kept as it was on some day: its signature still has to be good.
+            "Acquire::Check-Valid-Until": "false",
         }
         lines = [f'{key} "{value}";' for key, value in said.items()]
         lines.append(f'APT::Architectures {{ "{self.architecture}"; }};')

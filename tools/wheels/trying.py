@@ -29,7 +29,7 @@ from targets import TARGETS, Target
 
 ROOT = Path(__file__).resolve().parents[2]
 FIFOS = ("test_fifo*.py", "test_relay*.py")
-SHIM = ("test_proc*.py", "test_local.py", "test_local_exec.py", "test_sealed.py")
+SHIM = ("test_proc*.py", "test_local.py", "test_local_exec.py", "test_sealed.py", "test_shape.py")
 # What tests take besides libctrd; grpcio-tools, which the tests of the messages take, has to be compiled in places.
 NOT_NEEDED = ("grpcio-tools",)
 GLIBCS = ("2_36", "2_35", "2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17")
@@ -94,7 +94,7 @@ def places(wanted: list[str], more: list[str], cache: Path) -> Iterator[Place]:
         elif group == "musl":
             program = musl.python(Release("trixie", "amd64", cache), cache)
             target = TARGETS["musllinux_1_2_x86_64"]
-            yield Place(f"musl-{musl.VERSION}", target, musl.VERSION, program, left_out=musl.LEFT_OUT)
+            yield Place(f"musl-{musl.VERSION}", target, musl.VERSION, program)
         else:
             yield from debians(group, cache)
 
