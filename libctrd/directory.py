@@ -42,9 +42,24 @@ def check_state_dir(path: str) -> str:
                 raise InvalidArgumentError(f"the state directory {path!r} is not a directory: choose another") from None
     except OSError as error:
         raise from_os_error(error, f"make the state directory {path!r}") from error
+    _check_ours(path)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise from_os_error(PermissionError(errno.EACCES, ""), f"use the state directory {path!r}")
     return path
+
+
+def _check_ours(path: str) -> None:
+    """Who can write a state directory can put another container in a container's place, with other rights."""
+    status = os.lstat(path)
+    if status.st_uid != os.geteuid():
+        raise UnavailableError(
+            f"the state directory {path!r} belongs to user {status.st_uid}, and not to {os.geteuid()}: use your own"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise UnavailableError(
+            f"others may write in the state directory {path!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put "
+            "containers there: chmod go-w, or use another"
+        )
 
 
 def for_root(root: str, uid: int, gid: int) -> str:

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -58,6 +59,7 @@ enum unattended { HOLD, DISCARD, LOG };
 /* What the command line said. */
 struct options {
 	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
+	const char *uid_map, *gid_map; /* see hide_unified_without_root */
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
 	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
@@ -144,6 +146,7 @@ _Noreturn void die(const char *call, const char *what);
 /* shim_options.c */
 void parse(int argc, char **argv);
 void set_up(void);
+int hide_unified(void);
 
 /* shim_runtime.c */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);

@@ -157,17 +157,12 @@ void forget_sealed(void)
 
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
- *
- * A hybrid of cgroup v1 with an (unused) v2 at `unified` is refused by some versions of crun. For them an empty tmpfs
- * hides v2, in a mount namespace of the runtime's own: a slave, so that later mounts of the host still arrive.
  */
 static int enter_runtime(char **argv, const int stdio[3])
 {
 	sigset_t none;
 
-	if (opt.hide_unified &&
-	    (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ||
-	     mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555") < 0))
+	if (opt.hide_unified && geteuid() == 0 && (unshare(CLONE_NEWNS) < 0 || hide_unified() < 0))
 		return errno;
 	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
