@@ -97,23 +97,23 @@ static bool map_ids(const char *program, pid_t pid, const char *map)
 	return child > 0 && waitpid(child, &status, 0) == child && status == 0;
 }
 
-/* The capabilities of a fresh user namespace do not outlive an exec by who is not root in it, unless they are ambient. */
+/* Of the capabilities in a fresh user namespace those stay that the runtime needs to map ids; over its exec, as who is not
+   root there, too. With more than the runtime has we would be hidden from it in /proc, where our sockets are. */
 static bool keep_capabilities(void)
 {
 	static const int kept[] = {CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
 	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct data[2] = {{0, 0, 0}, {0, 0, 0}};
 
-	if (syscall(SYS_capget, &header, data) < 0)
-		return false;
 	for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
-		data[0].inheritable |= 1u << kept[i];
+		data[0].permitted |= 1u << kept[i];
+	data[0].effective = data[0].inheritable = data[0].permitted;
 	if (syscall(SYS_capset, &header, data) < 0)
 		return false;
 	for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
 		if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept[i], 0, 0) < 0)
 			return false;
-	return true;
+	return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0;
 }
 
 static bool write_file(const char *path, const char *text)
@@ -165,7 +165,7 @@ static void hide_unified_without_root(void)
 	if (status != 0)
 		errno = EPERM, die("newuidmap and newgidmap", opt.uid_map);
 	if (!keep_capabilities())
-		die("prctl", "PR_CAP_AMBIENT");
+		die("capset", "the capabilities in a user namespace");
 	if (hide_unified() < 0)
 		die("mount", "/sys/fs/cgroup/unified");
 }
