@@ -31,7 +31,7 @@ MOST_LINES = 500
 LAYERS = (
     ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "inotify", "locks", "proc", "shape", "state"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "inotify", "locks", "proc", "shape", "state"),
     ("engine.channel",),
     ("fifo",),
     ("relay",),
@@ -142,7 +142,7 @@ NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich", "urllib3")
 
 def texts() -> dict[str, str]:
     """Every file of the project that was written by hand, by its name in the clone; no test data, nothing built."""
-    texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md")
+    texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md", "SECURITY.md")
     found = [ROOT / name for name in ("setup.py", "pyproject.toml", "MANIFEST.in", *texts)]
     for directory in ("libctrd", "pyx", "share", "tests", "tools", ".ci"):
         found += [path for path in (ROOT / directory).rglob("*") if path.is_file()]
