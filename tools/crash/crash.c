@@ -40,6 +40,11 @@ static _Noreturn void fail(const char *what)
 	exit(2);
 }
 
+static int code_of(int status)
+{
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 static pid_t group_of(pid_t tid)
 {
 	char path[64], line[256];
@@ -123,7 +128,8 @@ static bool is_the_one(const struct traced *t, pid_t root)
 	return ++calls == wanted;
 }
 
-static void let_all_go(void)
+/* All but the target go on untraced; returns the exit code of *root* once that has ended, and there is nobody to wait for. */
+static int let_all_go(pid_t root, int code)
 {
 	int status;
 	pid_t tid;
@@ -131,14 +137,15 @@ static void let_all_go(void)
 	for (int i = 0; i < count; i++)
 		if (all[i].group != target)
 			ptrace(PTRACE_INTERRUPT, all[i].tid, 0, 0);
-	while (count > 0 && (tid = waitpid(-1, &status, __WALL)) > 0) {
-		if (WIFSTOPPED(status)) {
-			int number = WSTOPSIG(status), event = status >> 16;
-			bool real = event == 0 && number != (SIGTRAP | 0x80) && number != SIGTRAP;
+	while ((tid = waitpid(-1, &status, __WALL)) > 0) {
+		if (WIFSTOPPED(status)) { /* of one that is being killed it fails, and its end is told next */
+			int number = WSTOPSIG(status);
+			bool real = status >> 16 == 0 && number != (SIGTRAP | 0x80) && number != SIGTRAP;
 			ptrace(PTRACE_DETACH, tid, 0, real ? number : 0);
-		}
-		forget(tid);
+		} else if (tid == root)
+			code = code_of(status);
 	}
+	return code;
 }
 
 int main(int argc, char **argv)
@@ -174,7 +181,7 @@ int main(int argc, char **argv)
 
 		if (!WIFSTOPPED(status)) {
 			if (tid == root)
-				code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+				code = code_of(status);
 			forget(tid);
 			if (tid == root && kind == CLIENT)
 				break;
@@ -207,12 +214,7 @@ int main(int argc, char **argv)
 		}
 		ptrace(PTRACE_SYSCALL, tid, 0, 0);
 	}
-	let_all_go();
-	if (killed && target != root)
-		while (waitpid(root, &status, 0) == root && !WIFEXITED(status) && !WIFSIGNALED(status))
-			;
-	if (killed && target != root)
-		code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	code = let_all_go(root, code);
 	printf("%ld %s %d\n", calls, killed ? "killed" : "ended", code);
 	return 0;
 }
