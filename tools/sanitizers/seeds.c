@@ -8,7 +8,7 @@ static int shared;
 
 int overflow(int at)
 {
-	char *bytes = malloc(8);
+	char *volatile bytes = malloc(8); /* volatile: else the compiler itself knows its size */
 	memset(bytes, 1, 8);
 	int value = bytes[at];
 	free(bytes);
