@@ -161,7 +161,7 @@ void forget_sealed(void)
  * A hybrid of cgroup v1 with an (unused) v2 at `unified` is refused by some versions of crun. For them an empty tmpfs
  * hides v2, in a mount namespace of the runtime's own: a slave, so that later mounts of the host still arrive.
  */
-static int enter_runtime(char **argv, const int stdio[3])
+static int enter_runtime(char **argv, const int stdio[3], bool from_copy)
 {
 	sigset_t none;
 
@@ -178,7 +178,7 @@ static int enter_runtime(char **argv, const int stdio[3])
 	close(STATE_FD);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (sealed_is_current()) /* returns where a policy of the host lets only files be executed */
+	if (from_copy) /* returns where a policy of the host lets only files be executed */
 		syscall(SYS_execveat, SEALED_FD, "", argv, environ, AT_EMPTY_PATH);
 	execv(argv[0], argv);
 	return errno;
@@ -203,6 +203,7 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	char path[PATH_MAX], *argv[MAX_ARGS + 32];
 	int n = opt.runtime_argc;
 	volatile int failed = 0; /* written by the child, which shares our memory until it has called exec */
+	bool from_copy;
 	pid_t pid;
 
 	snprintf(path, sizeof path, "%s/%s", opt.state, log);
@@ -218,9 +219,10 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	argv[n] = NULL;
 
 	unlinkat(STATE_FD, log, 0);
+	from_copy = sealed_is_current(); /* here, for it remembers: what a child remembers is lost where vfork is a fork */
 	pid = vfork();
 	if (pid == 0) {
-		failed = enter_runtime(argv, stdio);
+		failed = enter_runtime(argv, stdio, from_copy);
 		_exit(127);
 	}
 	if (pid < 0 || failed)

@@ -19,6 +19,7 @@ from portable_kit import sources
 
 pytest.importorskip("elftools", reason="the tools that check wheels read ELF files with pyelftools")
 sys.path.insert(0, str(sources("tools", "wheels")))
+import emulated
 import faults
 import sources as sdists
 from targets import TARGETS, Target
@@ -188,6 +189,15 @@ def test_the_place_of_the_build_may_not_be_told(wheel: Callable[..., Path], modu
         for entry, data in entries.items():
             archive.writestr(entry, place if entry.filename == name else data)
     assert of(path, built_in="/tmp/the/build") == [f"{name} names the directory in which it was built"]
+
+
+# ---- trying them -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_somewhere_is_a_test_by_that_name() -> None:
+    for name in emulated.LEFT_OUT:
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 # ---- the sdist -------------------------------------------------------------------------------------------------------

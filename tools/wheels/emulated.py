@@ -25,10 +25,16 @@ BINFMT = Path("/proc/sys/fs/binfmt_misc")
 EVERYBODY = "0 0 4294967294"
 ENTERED = b"\n"
 
+_FORKS = "posix_spawn is a fork there, and returns before the program was executed: whether it was is not told"
 LEFT_OUT = {
+    "test_proc_identity.py::test_a_name_with_spaces_and_parentheses_confuses_nobody": _FORKS,
+    "test_proc_spawn.py::test_a_program_that_cannot_start_is_named_with_what_to_do": _FORKS,
+    "test_proc_spawn.py::test_arguments_over_the_limit_are_the_callers_fault": _FORKS,
     "test_relay_ends.py::test_busy_pipes_grow_and_are_given_back_where_they_are_not_free[with]": "pipes are free "
     "for root in the first user namespace alone",
+    "test_sealed.py::test_the_runtime_does_not_begin_twice": "strace tells of the emulator's calls",
 }
+"""Tests that cannot pass there, by name, and why."""
 
 
 def command(wanted: list[str], cache: Path) -> list[str]:
