@@ -20,8 +20,8 @@ from debian import Release
 MAGIC = rb"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 MASK = rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
-# All users but the last: a map of all is that of the first namespace, and by it runtimes know where they are. In another
-# one they leave alone what only the first may do, such as the devices of cgroup v1.
+# All users but the last: a map of all is that of the first namespace, and by it runtimes know where they are. Elsewhere
+# they leave alone what only the first may do, such as the devices of cgroup v1.
 EVERYBODY = "0 0 4294967294"
 ENTERED = b"\n"
 
