@@ -158,7 +158,7 @@ void forget_sealed(void)
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
  */
-static int enter_runtime(char **argv, const int stdio[3])
+static int enter_runtime(char **argv, const int stdio[3], bool from_copy)
 {
 	sigset_t none;
 
@@ -173,7 +173,7 @@ static int enter_runtime(char **argv, const int stdio[3])
 	close(STATE_FD);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (sealed_is_current()) /* returns where a policy of the host lets only files be executed */
+	if (from_copy) /* returns where a policy of the host lets only files be executed */
 		syscall(SYS_execveat, SEALED_FD, "", argv, environ, AT_EMPTY_PATH);
 	execv(argv[0], argv);
 	return errno;
@@ -204,6 +204,7 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	char path[PATH_MAX], *argv[MAX_ARGS + 32];
 	int n = opt.runtime_argc;
 	volatile int failed = 0; /* written by the child, which shares our memory until it has called exec */
+	bool from_copy;
 	pid_t pid;
 
 	print(path, sizeof path, "%s/%s", opt.state, log);
@@ -219,9 +220,10 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	argv[n] = NULL;
 
 	unlinkat(STATE_FD, log, 0);
+	from_copy = sealed_is_current(); /* here, for it remembers: what a child remembers is lost where vfork is a fork */
 	pid = vfork();
 	if (pid == 0) {
-		failed = enter_runtime(argv, stdio);
+		failed = enter_runtime(argv, stdio, from_copy);
 		_exit(127);
 	}
 	if (pid < 0 || failed)

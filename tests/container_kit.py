@@ -66,7 +66,8 @@ def shims(state: str, id: str | None = None) -> list[int]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         words = words_of(int(pid))
-        if words[0].endswith("ctrd-shim") and "--state" in words:
+        program = next((word for word in words[:2] if word.endswith("ctrd-shim")), "")  # the second, for an emulator
+        if program and "--state" in words:
             where = words[words.index("--state") + 1]
             if os.path.dirname(where) == state and id in (None, os.path.basename(where)):
                 found.append(int(pid))

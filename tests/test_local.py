@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from container_kit import zombies
+from container_kit import until, zombies
 
 import libctrd
 from libctrd import proc
@@ -189,6 +190,8 @@ def test_an_orphan_that_nobody_has_reaped_is_not_taken_for_running(client: Clien
         os.kill(shim_pid(container), signal.SIGKILL)
         gone = client._engine._shims.get("web")  # type: ignore[attr-defined]
         assert gone is None or gone.gone.wait(WAIT)
+        # Until then it may be the child of a helper of crun, which ends after crun itself.
+        until(lambda: psutil.Process(init).ppid() == os.getpid(), "that init is our child")
         os.kill(init, signal.SIGKILL)
         os.waitid(os.P_PID, init, os.WEXITED | os.WNOWAIT)
         with libctrd.connect(client.address) as other:

@@ -19,6 +19,7 @@ from portable_kit import sources
 
 pytest.importorskip("elftools", reason="the tools that check wheels read ELF files with pyelftools")
 sys.path.insert(0, str(sources("tools", "wheels")))
+import emulated
 import faults
 import sources as sdists
 from targets import TARGETS, Target
@@ -190,6 +191,15 @@ def test_the_place_of_the_build_may_not_be_told(wheel: Callable[..., Path], modu
     assert of(path, built_in="/tmp/the/build") == [f"{name} names the directory in which it was built"]
 
 
+# ---- trying them -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_somewhere_is_a_test_by_that_name() -> None:
+    for name in emulated.LEFT_OUT:
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+
 # ---- the sdist -------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +245,7 @@ def test_the_time_is_the_commits_the_sdists_or_what_is_given(tmp_path: Path, mon
 def test_a_copy_of_the_sources_is_without_what_was_built(tmp_path: Path) -> None:
     root = tmp_path / "clone"
     kept = ["setup.py", "tests/build/data", "tools/quickstart", "pyx/shim.c"]
-    for name in [*kept, "build/x", "dist/x.whl", "quickstart/rootfs/bin/sh", ".venv/x", ".git/x", "libctrd/ctrd-shim"]:
+    for name in [*kept, "PKG-INFO", "setup.cfg", "build/x", "dist/x.whl", "quickstart/rootfs/bin/sh", ".venv/x", ".git/x", "libctrd/ctrd-shim"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "libctrd" / "fifo.abi3.so").touch()

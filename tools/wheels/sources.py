@@ -1,4 +1,8 @@
-"""The sdist: the same to the byte from the same sources, wherever and whenever it is made."""
+"""The sdist: the same to the byte from the same sources, wherever and whenever it is made.
+
+As a program, ``sources.py ROOT OUT``, it makes that of ROOT in the directory OUT, with what a build takes and ``build`` in
+the Python that runs it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 # What a clone may hold that is no source: MANIFEST.in takes whole directories, so a copy must be without it.
 BUILT = shutil.ignore_patterns("__pycache__", "*.py[co]", "*.so", "*.egg-info", "ctrd-shim")
-BUILT_AT_TOP = shutil.ignore_patterns(".*", "build", "dist", "quickstart")
+BUILT_AT_TOP = shutil.ignore_patterns(".*", "build", "dist", "quickstart", "PKG-INFO", "setup.cfg")
 EXECUTABLE = 0o111
 
 
@@ -86,3 +91,16 @@ def unpack(sdist: Path, to: Path) -> Path:
         archive.extractall(to, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     (top,) = to.iterdir()
     return top
+
+
+def main() -> None:
+    """The program: its arguments are the sources and the directory for the sdist."""
+    os.umask(0o022)
+    root, out = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ctrd-sdist-") as work:
+        print(make_sdist(root, Path(work), out, epoch(root)))
+
+
+if __name__ == "__main__":
+    main()
