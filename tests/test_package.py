@@ -142,7 +142,7 @@ NEVER_WANTED = ("asyncio", "click", "google", "grpc", "rich", "urllib3")
 
 def texts() -> dict[str, str]:
     """Every file of the project that was written by hand, by its name in the clone; no test data, nothing built."""
-    texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md", "SECURITY.md")
+    texts = ("README.md", "EXAMPLES.md", "CHANGELOG.md", "RELIABILITY.md", "SECURITY.md")
     found = [ROOT / name for name in ("setup.py", "pyproject.toml", "MANIFEST.in", *texts)]
     for directory in ("libctrd", "pyx", "share", "tests", "tools", ".ci"):
         found += [path for path in (ROOT / directory).rglob("*") if path.is_file()]
