@@ -360,6 +360,7 @@ def test_a_runtime_that_does_not_work_is_passed_over(monkeypatch: pytest.MonkeyP
         "/x/crun": runtimes.Runtime("/x/crun", False, why_not="no cgroups"),
         "/x/runc": runtimes.Runtime("/x/runc", True),
     }
+    monkeypatch.setattr(runtimes, "_places", {})
     monkeypatch.setattr(runtimes, "locate", lambda name: f"/x/{name}")
     monkeypatch.setattr(runtimes, "_tried", lambda path: verdicts[path])
     assert runtimes.find(None).path == "/x/runc"

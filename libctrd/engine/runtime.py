@@ -53,14 +53,26 @@ def locate(name: str) -> str:
     raise NotFoundError(f"there is no OCI runtime {name!r}: install crun or runc, or name the path of another")
 
 
+_places: dict[tuple[str, str], str] = {}  # by name and PATH
+
+
+def _located(name: str) -> str:
+    """The same, looked for once: each start asks thrice. One that has gone since is looked for again."""
+    key = (name, os.environ.get("PATH", ""))
+    path = _places.get(key, "")
+    if not path or not os.access(path, os.X_OK):
+        path = _places[key] = locate(name)
+    return path
+
+
 def find(name: str | None) -> Runtime:
     """The runtime *name*, or the first of `PREFERRED` that works. Raises `NotFoundError` when none does."""
     if name is not None:
-        return _tried(locate(name))
+        return _tried(_located(name))
     reasons = []
     for candidate in PREFERRED:
         try:
-            path = locate(candidate)
+            path = _located(candidate)
         except NotFoundError:
             reasons.append(f"{candidate} is not installed")
             continue
