@@ -101,9 +101,15 @@ static bool map_ids(const char *program, pid_t pid, const char *map)
    root there, too. With more than the runtime has we would be hidden from it in /proc, where our sockets are. */
 static bool keep_capabilities(void)
 {
-	static const int kept[] = {CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN};
-	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[2] = {{0, 0, 0}, {0, 0, 0}};
+	/* of capset(2), version 3; without its header, which musl-gcc does not have */
+	static const int kept[] = {6 /* CAP_SETGID */, 7 /* CAP_SETUID */, 21 /* CAP_SYS_ADMIN */};
+	struct {
+		unsigned version;
+		int pid;
+	} header = {0x20080522, 0};
+	struct {
+		unsigned effective, permitted, inheritable;
+	} data[2] = {{0, 0, 0}, {0, 0, 0}};
 
 	for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
 		data[0].permitted |= 1u << kept[i];
