@@ -245,7 +245,8 @@ def test_the_time_is_the_commits_the_sdists_or_what_is_given(tmp_path: Path, mon
 def test_a_copy_of_the_sources_is_without_what_was_built(tmp_path: Path) -> None:
     root = tmp_path / "clone"
     kept = ["setup.py", "tests/build/data", "tools/quickstart", "pyx/shim.c"]
-    for name in [*kept, "PKG-INFO", "setup.cfg", "build/x", "dist/x.whl", "quickstart/rootfs/bin/sh", ".venv/x", ".git/x", "libctrd/ctrd-shim"]:
+    built = ["PKG-INFO", "setup.cfg", "build/x", "dist/x.whl", "quickstart/rootfs/bin/sh", "libctrd/ctrd-shim"]
+    for name in [*kept, *built, ".venv/x", ".git/x"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "libctrd" / "fifo.abi3.so").touch()
