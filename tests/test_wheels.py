@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -191,6 +192,23 @@ def test_the_place_of_the_build_may_not_be_told(wheel: Callable[..., Path], modu
     assert of(path, built_in="/tmp/the/build") == [f"{name} names the directory in which it was built"]
 
 
+# ---- what is not claimed ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_claims_to_do_without_the_gil() -> None:
+    """The transitions of a fifo are guarded by it: a Python without one turns it on when it imports such a module.
+
+    Who says otherwise says it by the tag of a wheel, a classifier, a directive of Cython or a slot of the module.
+    """
+    assert not re.search(r"cp3\d+t", faults.TAG)
+    assert "Free Threading" not in sources("pyproject.toml").read_text(encoding="utf-8")
+    compiled = [path for path in sources("pyx").iterdir() if path.suffix in (".pyx", ".pxd", ".pxi", ".h", ".c")]
+    built = [sources("setup.py"), sources("tools", "flavour.py"), sources("tools", "build_proc.py")]
+    for path in [*compiled, *built]:
+        said = re.findall("freethreading_compatible|Py_mod_gil|SetGIL", path.read_text(encoding="utf-8"))
+        assert said == [], path
+
+
 # ---- trying them -----------------------------------------------------------------------------------------------------
 
 
@@ -245,17 +263,8 @@ def test_the_time_is_the_commits_the_sdists_or_what_is_given(tmp_path: Path, mon
 def test_a_copy_of_the_sources_is_without_what_was_built(tmp_path: Path) -> None:
     root = tmp_path / "clone"
     kept = ["setup.py", "tests/build/data", "tools/quickstart", "pyx/shim.c"]
-    for name in [
-        *kept,
-        "PKG-INFO",
-        "setup.cfg",
-        "build/x",
-        "dist/x.whl",
-        "quickstart/rootfs/bin/sh",
-        ".venv/x",
-        ".git/x",
-        "libctrd/ctrd-shim",
-    ]:
+    built = ["PKG-INFO", "setup.cfg", "build/x", "dist/x.whl", "quickstart/rootfs/bin/sh", "libctrd/ctrd-shim"]
+    for name in [*kept, *built, ".venv/x", ".git/x"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     (root / "libctrd" / "fifo.abi3.so").touch()

@@ -1,7 +1,7 @@
 """The sdist: the same to the byte from the same sources, wherever and whenever it is made.
 
-As a program, ``sources.py ROOT OUT``, it makes that of ROOT in the directory OUT, with what a build takes and ``build`` in
-the Python that runs it.
+As a program, ``sources.py ROOT OUT``, it makes that of ROOT in the directory OUT. The Python that runs it has to have
+what a build takes, and ``build``.
 """
 
 from __future__ import annotations
