@@ -49,13 +49,16 @@ def check_state_dir(path: str) -> str:
 
 
 def _check_ours(path: str) -> None:
-    """Who can write a state directory can put another container in a container's place, with other rights."""
+    """Who can write a state directory can put another container in a container's place, with other rights.
+
+    This user's own group may: where the umask is 002 each user has one that nobody else is in.
+    """
     status = os.lstat(path)
     if status.st_uid != os.geteuid():
         raise UnavailableError(
             f"the state directory {path!r} belongs to user {status.st_uid}, and not to {os.geteuid()}: use your own"
         )
-    if stat.S_IMODE(status.st_mode) & 0o022:
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
         raise UnavailableError(
             f"others may write in the state directory {path!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put "
             "containers there: chmod go-w, or use another"
