@@ -84,8 +84,12 @@ def words_of(pid: int) -> list[str]:
 
 
 def kill_shim(state: str, id: str) -> None:
-    """Kills the shim of a container; returns when it is no more than a zombie."""
-    (pid,) = shims(state, id)
+    """Kills the shim of a container; returns when it is no more than a zombie.
+
+    While it starts something, a child of it looks the same until it has executed that: the one that is nobody's child.
+    """
+    found = shims(state, id)
+    (pid,) = (pid for pid in found if psutil.Process(pid).ppid() not in found)
     os.kill(pid, signal.SIGKILL)
     until(lambda: pid not in shims(state, id), "the end of a shim")
 

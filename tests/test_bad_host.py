@@ -161,7 +161,7 @@ def test_a_state_directory_of_somebody_else(state_dir: str) -> None:
     os.mkdir(state_dir, 0o700)
     os.chmod(os.path.dirname(state_dir), 0o755)
     said = output_of(AS_NOBODY, f"local:{state_dir}")
-    assert said.startswith("UnavailableError could not use the state directory"), said
+    assert said.startswith(f"UnavailableError the state directory {state_dir!r} belongs to user 0"), said
     said = output_of(AS_NOBODY, f"local:{os.path.dirname(state_dir)}/new")
     assert said.startswith("UnavailableError could not make the state directory"), said
     assert os.listdir(os.path.dirname(state_dir)) == ["state"]

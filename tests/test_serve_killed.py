@@ -44,8 +44,8 @@ def runs(pid: int) -> bool:
         return False
 
 
-def ends(served: Served) -> list[tuple[str, int]]:
-    return [(pid, status) for kind, id, pid, status in served.stored("c") if kind == "exit"]
+def ends(served: Served, container: str = "c") -> list[tuple[str, int]]:
+    return [(pid, status) for kind, id, pid, status in served.stored(container) if kind == "exit"]
 
 
 def all_gone(served: Served, pids: list[int]) -> None:
@@ -138,7 +138,8 @@ def test_a_server_that_is_killed_while_it_ends_what_is_left(served: Served, root
         served.stop(signal.SIGKILL)
         served.start()
         until(lambda: os.listdir(served.state) == [".serve"])
-        told = [(pid, status) for kind, _, pid, status in served.stored(f"c{moment}") if kind == "exit"]
+        until(lambda id=f"c{moment}": len(ends(served, id)) >= 2)  # init's is told once the container has gone
+        told = ends(served, f"c{moment}")
         assert [name for name, _ in told] == ["p", "init"]
         assert {code for _, code in told} <= {137, 255}, "what has ended by then, nobody knows how"
 

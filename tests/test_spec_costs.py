@@ -29,7 +29,7 @@ class Counted:
 
 def large(spec: dict[str, Any]) -> dict[str, Any]:
     """*spec* with hundreds of variables and mounts; as JSON it is 35 to 40 KB long."""
-    spec["process"]["env"] += [f"SERVICE_{n:03}_PORT_8080_TCP_ADDR=10.1.{n % 256}.17" for n in range(280)]
+    spec["process"]["env"] += [f"SERVICE_{n:03}_PORT_8080_TCP_ADDR=10.1.{n % 256}.17" for n in range(190)]
     spec["mounts"] += [
         {
             "destination": f"/tmp/{n:03}",

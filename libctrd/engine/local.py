@@ -18,7 +18,7 @@ import msgspec
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd._log import log
-from libctrd.engine import cgroups, filters, rootless, sealed, shim
+from libctrd.engine import cgroups, filters, sealed, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -172,6 +172,8 @@ class LocalEngine(Latecomer, LocalOperations):
         if wanted.has_rootfs:
             raise unsupported("local", "make a root file system of an image, a snapshot or mounts", "give a directory")
         if os.geteuid() != 0:
+            from libctrd.engine import rootless
+
             rootless.check(spec)
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
@@ -306,6 +308,8 @@ class LocalEngine(Latecomer, LocalOperations):
         if runtimes.find(record.runtime).hide_unified:
             flags += "u"
             if os.geteuid() != 0:
+                from libctrd.engine import rootless
+
                 maps = rootless.maps_of_shim()
         return [
             *("--state", where, "--bundle", record.bundle, "--root", os.path.join(where, "runtime"), *maps),

@@ -15,7 +15,7 @@ import msgspec
 
 from libctrd import directory
 from libctrd import spec as specs
-from libctrd.engine import rootless, shim
+from libctrd.engine import shim
 from libctrd.engine.base import Spec, so_already, unsupported
 from libctrd.engine.further import Further, write_new
 from libctrd.errors import NotFoundError, RuntimeFailedError, UnavailableError
@@ -64,6 +64,8 @@ class LocalOperations(Further):
 
     def _require_cgroup(self, id: str, what: str) -> None:
         if os.geteuid() != 0:
+            from libctrd.engine import rootless
+
             rootless.require_cgroup(self.record(id), what)
 
     def _change(self, id: str, change: str) -> None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from libctrd import proc
 from libctrd import spec as specs
-from libctrd.engine import remembered, rootless, shim
+from libctrd.engine import remembered, shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
 from libctrd.locks import Locks
 
@@ -189,6 +189,8 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
             os.path.join(directory, "runtime"),
         ]
         if hide_unified and os.geteuid() != 0:
+            from libctrd.engine import rootless
+
             arguments += rootless.maps_of_shim()
         arguments += ["--flags", "u" if hide_unified else "-", id, "--", path]
         try:

@@ -33,7 +33,7 @@ _numbers = itertools.count()
 
 def large(rootfs: str) -> dict[str, Any]:
     """A spec as an orchestrator makes it: an address and a port of each service there is, a mount of each file."""
-    env = [f"SERVICE_{n:03}_PORT_8080_TCP_ADDR=10.{n % 256}.{n * 7 % 256}.17" for n in range(250)]
+    env = [f"SERVICE_{n:03}_PORT_8080_TCP_ADDR=10.{n % 256}.{n * 7 % 256}.17" for n in range(140)]
     mounts = [
         {
             "destination": f"/etc/service/config-{n:03}",
