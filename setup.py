@@ -117,7 +117,10 @@ modules = cythonize(
 )
 shim = Extension(
     SHIM,
-    ["pyx/shim.c", *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio", "keep"))],
+    [
+        "pyx/shim.c",
+        *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio", "keep", "text")),
+    ],
     depends=["pyx/shim.h"],
     extra_compile_args=[*flavour.CFLAGS, "-fPIE"],
     extra_link_args=["-pie", "-Wl,-z,relro,-z,now", "-s"],

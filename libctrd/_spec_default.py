@@ -2,18 +2,20 @@
 
 It is safe (no privilege can be gained, the host's own settings are masked or read-only, devices are denied
 but for the harmless ones) and useful (a terminal, shared memory and message queues work; root in the
-container can install packages). What it is not: a policy for any runtime in particular, or a seccomp profile.
+container can install packages). What it is not: a policy for any runtime in particular.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from libctrd._spec_parse import User, parse_env, parse_size, parse_user
 from libctrd.errors import InvalidArgumentError
+from libctrd.seccomp import profile
 
 OCI_VERSION: Final = "1.0.2"  # all that is used below is in it, and every runtime in the field takes it
 
@@ -38,6 +40,7 @@ CAPABILITIES: Final = (
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -49,6 +52,8 @@ MASKED_PATHS: Final = (
     "/sys/devices/virtual/powercap",
 )
 READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_THERMAL: Final = "/sys/devices/system/cpu/cpu{}/thermal_throttle"  # by which other containers' work can be told
+_TTY: Final = 5  # the group that terminals belong to
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CPU_PERIOD: Final = 100_000  # µs, the kernel's own default
 CPU_QUOTA_MIN: Final = 1_000  # µs, the least that the kernel takes
@@ -56,15 +61,15 @@ CPU_QUOTA_MIN: Final = 1_000  # µs, the least that the kernel takes
 _MAJOR_MINOR: Final = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 
 
-def _mounts(rootless: bool) -> list[dict[str, Any]]:
+def _mounts(has_tty_group: bool) -> list[dict[str, Any]]:
     """The file systems of the container.
 
-    Without root on the host, group 5 (tty) is not mapped and devpts cannot be given to it. A sysfs of its own
+    Where group 5 (tty) is not mapped, devpts cannot be given to it. A sysfs of its own
     can be mounted there too, since the network namespace is the container's own: it shows no device of the
     host's network, as a bind mount of the host's would.
     """
     quiet = ["nosuid", "noexec", "nodev"]
-    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *([] if rootless else ["gid=5"])]
+    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if has_tty_group else [])]
     return [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": list(quiet)},
         {
@@ -89,6 +94,37 @@ def _mounts(rootless: bool) -> list[dict[str, Any]]:
             "options": [*quiet, "relatime", "ro"],
         },
     ]
+
+
+@functools.cache
+def _thermal() -> tuple[str, ...]:
+    """Of each processor, where there is one."""
+    paths = (_THERMAL.format(number) for number in range(os.cpu_count() or 1))
+    return tuple(path for path in paths if os.path.exists(path))
+
+
+def _mappings(id_map: str | None) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Those of a user namespace for this user."""
+    from libctrd import subids  # only without root
+
+    if id_map not in (None, "one", "many"):
+        raise InvalidArgumentError(f"id_map {id_map!r} is not valid: it is 'one', 'many' or None")
+    if id_map == "many":
+        subids.require()
+    return subids.mappings(id_map == "many" or (id_map is None and not subids.missing()))
+
+
+def _is_mapped(id: int, mappings: list[dict[str, int]]) -> bool:
+    return any(0 <= id - mapping["containerID"] < mapping["size"] for mapping in mappings)
+
+
+def _check_mapped(given: Any, who: dict[str, Any], uids: list[dict[str, int]], gids: list[dict[str, int]]) -> None:
+    groups = (who["gid"], *(who.get("additionalGids") or ()))
+    if not _is_mapped(who["uid"], uids) or not all(_is_mapped(gid, gids) for gid in groups):
+        only = "only root is mapped then" if len(uids) == 1 else "it is none of those that are mapped"
+        raise InvalidArgumentError(f"user {given!r} cannot be had without root on the host: {only}")
+    if who.get("additionalGids") and len(gids) == 1:
+        raise InvalidArgumentError(f"user {given!r} cannot be had without root on the host: it could not set groups")
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -182,6 +218,8 @@ def default(
     mounts: Iterable[Mapping[str, Any]] = (),
     read_only: bool = False,
     rootless: bool | None = None,
+    id_map: Literal["one", "many"] | None = None,
+    seccomp: bool | Mapping[str, Any] = True,
 ) -> dict[str, Any]:
     """A safe and useful spec that runs *args* in *rootfs*: a plain OCI 1.x dict, the caller's to change.
 
@@ -195,8 +233,11 @@ def default(
       ``1.5``; *pids_limit*: the most processes. ``None`` is no limit.
     - *mounts*: further OCI mounts (`parse_mount` makes one from a text); one at a default's place replaces
       it, and a relative source of a bind mount is made absolute now.
-    - *rootless*: for a caller without root, with a user namespace that maps the caller to root and nobody
-      else; found out from the effective uid when ``None``.
+    - *rootless*: for a caller without root, with a user namespace that maps the caller to root; found out from the
+      effective uid when ``None``. *id_map* ``"one"`` maps nobody else, ``"many"`` the caller's subordinate ids too
+      (subuid(5)), as users and groups from 1 on; when it is ``None``, many are mapped where newuidmap(1) can do it.
+    - *seccomp*: the system calls it may make: those of `libctrd.seccomp.profile`, of a profile of yours, or all
+      (``False``).
 
     It has fresh namespaces (pid, network with a loopback device only, ipc, uts, mount, cgroup), the
     capabilities that Docker gives, no way to gain more, no rlimits of its own (raising one needs a privilege
@@ -218,18 +259,20 @@ def default(
     except TypeError as error:
         raise InvalidArgumentError(f"rootfs is a path, not {type(rootfs).__name__}") from error
     who = parse_user(0 if user is None else user)
-    if rootless and (who["uid"], who["gid"], who.get("additionalGids") or []) != (0, 0, []):
-        raise InvalidArgumentError(f"user {user!r} cannot be had without root on the host: only root is mapped then")
+    uids, gids = _mappings(id_map) if rootless else ([], [])
+    if rootless:
+        _check_mapped(user, who, uids, gids)
     kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"] + (["user"] if rootless else [])
     linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
     if rootless:
-        linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]
-        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getegid(), "size": 1}]
+        linux["uidMappings"], linux["gidMappings"] = uids, gids
     resources = _resources(rootless, memory, cpus, pids_limit)
     if resources:
         linux["resources"] = resources
-    linux["maskedPaths"] = list(MASKED_PATHS)
+    linux["maskedPaths"] = [*MASKED_PATHS, *_thermal()]
     linux["readonlyPaths"] = list(READONLY_PATHS)
+    if seccomp is not False:
+        linux["seccomp"] = profile() if seccomp is True else seccomp
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "process": {
@@ -248,7 +291,7 @@ def default(
             "noNewPrivileges": True,
         },
         "root": {"path": root, "readonly": read_only},
-        "mounts": _with_own(_mounts(rootless), mounts),
+        "mounts": _with_own(_mounts(not rootless or _is_mapped(_TTY, gids)), mounts),
         "linux": linux,
     }
     if hostname is not None:

@@ -42,9 +42,27 @@ def check_state_dir(path: str) -> str:
                 raise InvalidArgumentError(f"the state directory {path!r} is not a directory: choose another") from None
     except OSError as error:
         raise from_os_error(error, f"make the state directory {path!r}") from error
+    _check_ours(path)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise from_os_error(PermissionError(errno.EACCES, ""), f"use the state directory {path!r}")
     return path
+
+
+def _check_ours(path: str) -> None:
+    """Who can write a state directory can put another container in a container's place, with other rights.
+
+    This user's own group may: where the umask is 002 each user has one that nobody else is in.
+    """
+    status = os.lstat(path)
+    if status.st_uid != os.geteuid():
+        raise UnavailableError(
+            f"the state directory {path!r} belongs to user {status.st_uid}, and not to {os.geteuid()}: use your own"
+        )
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
+        raise UnavailableError(
+            f"others may write in the state directory {path!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put "
+            "containers there: chmod go-w, or use another"
+        )
 
 
 def for_root(root: str, uid: int, gid: int) -> str:

@@ -5,7 +5,9 @@ def _switch(*, inotify: bool | None = None, write_flag: bool | None = None) -> N
     """For the tests: a system with no inotify instance to be had; a kernel with no RWF_NOSIGNAL."""
     global hub_off, write_loudly
     if inotify is not None:
+        pthread_mutex_lock(&hub_lock)
         hub_off = not inotify
+        pthread_mutex_unlock(&hub_lock)
     if write_flag is not None:
         write_loudly = not write_flag
 

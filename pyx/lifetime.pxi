@@ -99,7 +99,7 @@ cdef void forget_relay() noexcept:
     poller_none(&relay.poller)
     relay.null = -1
     relay.wake[0] = relay.wake[1] = relay.peers[0] = relay.peers[1] = relay.scratch[0] = relay.scratch[1] = -1
-    relay.ready = NULL
+    relay.ready = relay.resting = NULL
     relay.timed = False
     relay.grown = 0
 
@@ -127,18 +127,23 @@ def _stop():
         dispatcher.join(1)
 
 
-def _before_fork():
+# By the C library and not by Python's hooks: see peers.pxi.
+
+cdef void before_fork() noexcept nogil:
     pthread_mutex_lock(&lock)
 
 
-def _after_fork_in_parent():
+cdef void after_fork_in_parent() noexcept nogil:
     pthread_mutex_unlock(&lock)
+
+
+cdef void after_fork_in_child() noexcept nogil:
+    pthread_mutex_init(&lock, NULL)
 
 
 def _after_fork_in_child():
     """The child has no thread and no pump: its copies of the descriptors are closed, or ends of file would not come."""
     global dispatcher
-    pthread_mutex_init(&lock, NULL)
     pthread_mutex_lock(&lock)
     relay.generation += 1
     relay.jobs = NULL
@@ -158,6 +163,6 @@ forget_relay()
 sem_init(&relay.job, 0, 0)
 sem_init(&relay.dispatch, 0, 0)
 atexit.register(_stop)
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+if pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child):
+    raise MemoryError("could not register what a fork has to do (pthread_atfork)")
+os.register_at_fork(after_in_child=_after_fork_in_child)

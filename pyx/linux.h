@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <termios.h>
 
@@ -97,7 +98,12 @@ static inline int ctrd_watch_add(int inotify, int fd)
 
 static inline int ctrd_watch_remove(int inotify, int watch) { return inotify_rm_watch(inotify, watch); }
 
-static inline void ctrd_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+/* Its timers are exact, where the kernel else adds 50 us to spare wake-ups: the relay spares them itself. */
+static inline void ctrd_begin_thread(const char *name)
+{
+    pthread_setname_np(pthread_self(), name);
+    prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
+}
 
 /* ---- the poller: epoll, edge-triggered where it is told "once" ---- */
 
@@ -105,7 +111,7 @@ _Static_assert(POLLIN == EPOLLIN && POLLOUT == EPOLLOUT && POLLERR == EPOLLERR &
                "epoll and poll have the same events");
 
 typedef struct epoll_event ctrd_seen;
-typedef struct { int fd; } ctrd_poller;
+typedef struct { int fd, coarse; } ctrd_poller;
 
 static inline uint64_t ctrd_tag(const ctrd_seen *seen) { return seen->data.u64; }
 static inline unsigned ctrd_events(const ctrd_seen *seen) { return seen->events; }
@@ -113,6 +119,7 @@ static inline unsigned ctrd_events(const ctrd_seen *seen) { return seen->events;
 static inline int ctrd_poller_open(ctrd_poller *poller)
 {
     poller->fd = epoll_create1(EPOLL_CLOEXEC);
+    poller->coarse = 0;
     return poller->fd < 0 ? errno : 0;
 }
 
@@ -146,9 +153,31 @@ static inline void ctrd_poller_again(ctrd_poller *poller, int fd) /* the next ed
     (void)fd;
 }
 
-static inline int ctrd_poller_wait(ctrd_poller *poller, ctrd_seen *seen, int room, int milliseconds)
+/* Of what is not asked for an error and a hang-up are told all the same; what is there already when it is asked for
+   again is told at once, as by EPOLL_CTL_ADD. */
+static inline int ctrd_poller_ask(ctrd_poller *poller, int fd, unsigned events, uint64_t tag)
 {
-    return epoll_wait(poller->fd, seen, room, milliseconds);
+    struct epoll_event event;
+    event.events = events | EPOLLET;
+    event.data.u64 = tag;
+    return epoll_ctl(poller->fd, EPOLL_CTL_MOD, fd, &event) == 0 ? 0 : errno;
+}
+
+static inline int ctrd_poller_is_fine(const ctrd_poller *poller) { return !poller->coarse; }
+
+static inline int ctrd_poller_wait(ctrd_poller *poller, ctrd_seen *seen, int room, int64_t nanoseconds)
+{
+#ifdef SYS_epoll_pwait2 /* by its number: Linux has it since 5.11, glibc since 2.35 */
+    if (nanoseconds % 1000000 > 0 && !poller->coarse) {
+        struct { long long seconds, nanoseconds; } limit = { nanoseconds / 1000000000, nanoseconds % 1000000000 };
+        int count = (int)syscall(SYS_epoll_pwait2, poller->fd, seen, room, &limit, NULL, 0L);
+        if (count >= 0 || errno == EINTR)
+            return count;
+    }
+#endif
+    if (nanoseconds % 1000000 > 0)
+        poller->coarse = 1;
+    return epoll_wait(poller->fd, seen, room, ctrd_milliseconds(nanoseconds));
 }
 
 #endif

@@ -9,6 +9,11 @@ cdef enum:
     LOOK_AGAIN = 25         # ms, for a pending sink without a watch
     SETTLE = 1              # ms that a reader must have been there, see `settle`
     IDLE = 1000             # ms without a byte, after which a grown pipe is given back
+    MS = 1000000            # ns
+    LOOK_OFTEN = 50000      # ns between two looks at a resting source, at least
+    LOOK_RARELY = 1000000   # and at most
+    AWAKE = 20000000        # ns that one whose pipe was almost full does not rest
+    SOON = 250000           # ns within which a source has nothing again: it may rest
 
 
 # --- pumps ---------------------------------------------------------------------------------------------------------
@@ -50,6 +55,74 @@ cdef void unpoll(End *end) noexcept nogil:
     if end.polled:
         end.polled = False
         poller_remove(&relay.poller, end.fd)
+
+
+cdef void rest(pump_t *pump) noexcept nogil:
+    """A source that is thrown away has nothing now: what is waited for, its next event or some time?
+
+    For each piece its writer would wake this thread, and so its processor, which costs both of them several times what the
+    bytes do. So the events of one that gives again and again are not asked for, and it is looked at by the clock, the rarer
+    the less it fills; when there was nothing, they are asked for again, and nothing is missed: what came meanwhile is an
+    event by then. A hang-up is told in any case. Nobody waits for these bytes, so none is late. Its writer does not wait
+    either, while a look comes before the pipe is full: one that was found so, because its pipe is small or this thread had
+    to wait for a processor, does not rest for a while, for then the events come rarely by themselves.
+    """
+    cdef int64_t now = monotonic()
+    cdef int64_t given = pump.given
+    cdef bint again = now - pump.waited < SOON and now >= pump.awake_until
+    cdef int64_t room
+    pump.waited = now
+    pump.given = 0
+    if not pump.every:
+        if not again or not given or not pump.source.pipe or not pump.source.polled:
+            return
+        if poller_is_fine(&relay.poller) and poller_ask(&relay.poller, pump.source.fd, 0, <uint64_t>pump) == 0:
+            pump.every = LOOK_OFTEN
+    elif not given or now < pump.awake_until or not poller_is_fine(&relay.poller):
+        pump.every = 0
+        poller_ask(&relay.poller, pump.source.fd, POLLIN, <uint64_t>pump)
+    else:
+        room = pipe_size(pump.source.fd)
+        if 2 * given >= room:
+            pump.every = max(pump.every // 2, <int64_t>LOOK_OFTEN)
+        elif 8 * given < room:
+            pump.every = min(pump.every * 2, <int64_t>LOOK_RARELY)
+    if not pump.every or pump.resting:
+        return
+    pump.resting = True
+    pthread_mutex_lock(&lock)
+    pump.references += 1
+    pthread_mutex_unlock(&lock)
+    if relay.resting == NULL or now + pump.every < relay.look_at:
+        relay.look_at = now + pump.every
+    pump.next_resting = relay.resting
+    relay.resting = pump
+
+
+cdef void end_rests(int64_t now) noexcept nogil:
+    """Those that have rested take a turn, and those with them that would half of the shortest rest later: one wake-up is less
+    than two. Only few are in the list, for none that is quiet stays there.
+    """
+    cdef pump_t **place = &relay.resting
+    cdef pump_t *pump
+    cdef int64_t ends
+    cdef int there
+    relay.look_at = now + LOOK_RARELY
+    while place[0] != NULL:
+        pump = place[0]
+        ends = pump.waited + pump.every
+        if ends > now + LOOK_OFTEN // 2 and not pump.done:
+            relay.look_at = min(relay.look_at, ends)
+            place = &pump.next_resting
+            continue
+        place[0] = pump.next_resting
+        pump.resting = False
+        if not pump.done and ioctl(pump.source.fd, FIONREAD, &there) == 0 and 4 * there >= 3 * pipe_size(pump.source.fd):
+            pump.awake_until = now + AWAKE
+        make_ready(pump)
+        pthread_mutex_lock(&lock)
+        forget(pump)
+        pthread_mutex_unlock(&lock)
 
 
 cdef void over(pump_t *pump) noexcept nogil:
@@ -262,13 +335,20 @@ cdef void empty(int fd) noexcept nogil:
         pass
 
 
-cdef int patience() noexcept nogil:
-    """How long to wait for an event, in ms."""
+cdef int64_t patience() noexcept nogil:
+    """How long to wait for an event, in ns; -1: until there is one."""
+    cdef int64_t ns = -1
+    cdef int64_t left
     if relay.ready != NULL:
         return 0
     if relay.timed:
-        return SETTLE if someone_seen() else LOOK_AGAIN
-    return IDLE if relay.grown else -1
+        ns = <int64_t>(SETTLE if someone_seen() else LOOK_AGAIN) * MS
+    elif relay.grown:
+        ns = <int64_t>IDLE * MS
+    if relay.resting != NULL:
+        left = max(relay.look_at - monotonic(), 0)
+        ns = left if ns < 0 else min(ns, left)
+    return ns
 
 
 cdef bint someone_seen() noexcept nogil:
@@ -312,9 +392,10 @@ cdef void *run(void *nothing) noexcept nogil:
     cdef uint64_t tag
     cdef int64_t swept = monotonic()
     cdef int64_t settled = swept
+    cdef int64_t now
     cdef int i, count
     cdef bint commanded, opened
-    name_thread(b"ctrd-relay")
+    begin_thread(b"ctrd-relay")
     while True:
         count = poller_wait(&relay.poller, seen, BATCH, patience())
         commanded = opened = False
@@ -330,6 +411,10 @@ cdef void *run(void *nothing) noexcept nogil:
                 peer_dispatch()
             else:
                 event_of(<pump_t *>(tag & ~<uint64_t>1), tag & 1, events_of(&seen[i]))
+        if relay.resting != NULL:
+            now = monotonic()
+            if now >= relay.look_at:
+                end_rests(now)
         # Pumps end only from here on, when no event of the batch is left that could name one.
         if commanded and not take_commands():
             return NULL

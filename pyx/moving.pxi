@@ -183,6 +183,7 @@ cdef int turn_discard(pump_t *pump) noexcept nogil:
             got = take(&pump.source, scratch, most(pump, PIECE))
         if got > 0:
             left(pump, got)
+            pump.given += got
             if not pump.draining:
                 arrived(pump, got)
             budget -= got
@@ -190,10 +191,14 @@ cdef int turn_discard(pump_t *pump) noexcept nogil:
             if at_end(pump):
                 return OVER
             if not pump.source.ready:
+                rest(pump)
                 return WAITS
         elif got == -EAGAIN:
             wait_for(&pump.source)
-            return OVER if pump.bounded else WAITS
+            if pump.bounded:
+                return OVER
+            rest(pump)
+            return WAITS
         elif got != -EINTR:
             return source_failed(pump, <int>-got)
     return AGAIN

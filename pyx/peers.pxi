@@ -85,12 +85,14 @@ cdef int peer_watch(int fd, int wake_fd) noexcept nogil:
     """From now on each open of fd's inode adds 1 to the eventfd wake_fd. A token >= 0, or -errno: look on a timer."""
     global hub_fd, hub_free
     cdef int number, token, bucket
-    if PORTABLE or hub_off:
+    if PORTABLE:
         return -ENOSYS
     pthread_mutex_lock(&hub_lock)
-    if hub_fd < 0:
+    if hub_fd < 0 and not hub_off:
         hub_fd = inotify_init()
-    if hub_fd < 0:
+    if hub_off:
+        token = -ENOSYS
+    elif hub_fd < 0:
         token = -errno
     elif hub_free < 0 and not grow_hub():
         token = -ENOMEM
@@ -151,21 +153,27 @@ cdef void peer_dispatch() noexcept nogil:
     pthread_mutex_unlock(&hub_lock)
 
 
-def _before_fork():
+# The locks are taken and let go of by the C library, inside of fork(): Python's own hooks run Python code of others in
+# between, and while that waits, a thread that has the GIL by then and wants a lock would wait for ever.
+
+cdef void before_fork() noexcept nogil:
     pthread_mutex_lock(&moment_lock)  # nobody else holds both, nor waits for the GIL with one
     pthread_mutex_lock(&hub_lock)     # so that the child finds the table whole
 
 
-def _after_fork_in_parent():
+cdef void after_fork_in_parent() noexcept nogil:
     pthread_mutex_unlock(&hub_lock)
     pthread_mutex_unlock(&moment_lock)
+
+
+cdef void after_fork_in_child() noexcept nogil:
+    pthread_mutex_init(&hub_lock, NULL)
+    pthread_mutex_init(&moment_lock, NULL)
 
 
 def _after_fork_in_child():
     """The child starts clean: the parent's events, eventfds and waiting threads are none of its business."""
     global hub_fd, watches, buckets, hub_size, hub_free, process_generation
-    pthread_mutex_init(&hub_lock, NULL)
-    pthread_mutex_init(&moment_lock, NULL)
     if hub_fd >= 0:
         c_close(hub_fd)
     free(watches)
@@ -175,6 +183,6 @@ def _after_fork_in_child():
     forget_wakers()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+if pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child):
+    raise MemoryError("could not register what a fork has to do (pthread_atfork)")
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -145,7 +145,7 @@ static inline int ctrd_watch_remove(int inotify, int watch)
     return ctrd_no();
 }
 
-static inline void ctrd_name_thread(const char *name) { (void)name; }
+static inline void ctrd_begin_thread(const char *name) { (void)name; }
 
 /*
  * ---- the poller: poll ----
@@ -262,9 +262,21 @@ static inline void ctrd_poller_again(ctrd_poller *poller, int fd)
     }
 }
 
-/* Begins behind the last one told, so that among more than fit none is passed over for ever. */
-static inline int ctrd_poller_wait(ctrd_poller *poller, ctrd_seen *seen, int room, int milliseconds)
+static inline int ctrd_poller_is_fine(const ctrd_poller *poller) { return poller == NULL; } /* poll has milliseconds */
+
+static inline int ctrd_poller_ask(ctrd_poller *poller, int fd, unsigned events, uint64_t tag)
 {
+    (void)poller;
+    (void)fd;
+    (void)events;
+    (void)tag;
+    return ENOSYS;
+}
+
+/* Begins behind the last one told, so that among more than fit none is passed over for ever. */
+static inline int ctrd_poller_wait(ctrd_poller *poller, ctrd_seen *seen, int room, int64_t nanoseconds)
+{
+    int milliseconds = ctrd_milliseconds(nanoseconds);
     int found = 0, left = poll(poller->polled, (nfds_t)poller->count, milliseconds);
     for (int n = 0; left > 0 && found < room && n < poller->count; n++) {
         struct pollfd *polled;

@@ -132,6 +132,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t *thread, pthread_attr_t *attributes, void *(*run)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **result)
     int pthread_detach(pthread_t thread)
+    ctypedef void (*fork_handler)() noexcept nogil
+    int pthread_atfork(fork_handler prepare, fork_handler parent, fork_handler child)
 
 
 cdef inline int64_t monotonic() noexcept nogil:

@@ -67,8 +67,9 @@ cdef struct pump_t:
     pump_t *next_command
     pump_t *next_job
     pump_t *next_ready      # relay only
+    pump_t *next_resting    # relay only
     unsigned int commands   # not 0: it is in the list of commands
-    int references          # the Python object, the list of all, the list of ready ones
+    int references          # the Python object, the list of all, those of the ready and of the resting ones
     # what it is
     int kind
     bint close_source       # when the sink fails: close the source, instead of draining it
@@ -81,6 +82,7 @@ cdef struct pump_t:
     uint64_t sink_inode
     bint splices            # relay only
     bint in_ready           # relay only
+    bint resting            # relay only: see `rest`
     bint draining           # relay only: the sink has failed
     bint hung_up            # relay only: a writer has been there and has gone
     bint no_more            # relay only: no writer comes any more
@@ -90,6 +92,10 @@ cdef struct pump_t:
     int token               # relay only: of peer_watch
     int sink_error          # relay only: what an event said
     int64_t remaining       # relay only
+    int64_t every           # relay only: ns from one look at a resting source to the next; 0: its events are asked for
+    int64_t waited          # relay only: when a source that is thrown away had nothing last
+    int64_t given           # relay only: what it has given since then
+    int64_t awake_until     # relay only: it does not rest before
     int64_t seen            # relay only: when the reader of a pending sink was first seen; 0: it was not, at the last look
     uint64_t swept          # relay only: `moved` at the last sweep for idle grown pipes
     char *rest              # relay only: taken from the source, not yet taken by the sink
@@ -140,6 +146,8 @@ cdef struct State:
     # relay only
     pump_t *ready
     pump_t *last_ready
+    pump_t *resting
+    int64_t look_at         # when the first of those is to be looked at
     bint timed              # some pending sink has no watch, or was just seen: look again on a timer
     int grown               # pipes grown at the cost of the user's share
 

@@ -85,7 +85,7 @@ void say(int i, const char *text)
 void say_errno(int i, int number)
 {
 	char text[32];
-	snprintf(text, sizeof text, "error %d", number);
+	print(text, sizeof text, "error %d", number);
 	say(i, text);
 }
 
@@ -106,7 +106,7 @@ static void unmark(void)
 _Noreturn void die(const char *call, const char *what)
 {
 	int number = errno;
-	snprintf(packet, sizeof packet, "broken %d %s %s", number, call, what);
+	print(packet, sizeof packet, "broken %d %s %s", number, call, what);
 	if (!opt.undo)
 		unmark();
 	if (send(STARTER_FD, packet, strlen(packet), MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
@@ -139,7 +139,7 @@ static void watch(int i)
 		[STARTING] = "starting", [RUNNING] = "running", [PAUSED] = "paused", [STOPPED] = "stopped"};
 	char text[64];
 
-	snprintf(text, sizeof text, "state %s %d", names[INIT->state], (int)INIT->pid);
+	print(text, sizeof text, "state %s %d", names[INIT->state], (int)INIT->pid);
 	say(i, text);
 	if (oom_killed)
 		say(i, "oom");

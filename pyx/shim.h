@@ -30,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -57,6 +58,7 @@ enum unattended { HOLD, DISCARD, LOG };
 /* What the command line said. */
 struct options {
 	const char *id, *state, *bundle, *root, *memory, *cgroup, *log, *restore, *stdio[3];
+	const char *uid_map, *gid_map; /* see hide_unified_without_root */
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
 	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
@@ -128,6 +130,9 @@ extern int oom_fd, oom_control; /* v1: an eventfd and memory.oom_control; v2: on
 extern bool oom_is_v2, ending;
 extern char packet[PACKET]; /* for replies that are put together */
 
+/* shim_text.c */
+int print(char *to, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
 /* shim.c */
 void close_fd(int *fd);
 void say(int peer, const char *text);
@@ -140,6 +145,7 @@ _Noreturn void die(const char *call, const char *what);
 /* shim_options.c */
 void parse(int argc, char **argv);
 void set_up(void);
+int hide_unified(void);
 
 /* shim_runtime.c */
 pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log);

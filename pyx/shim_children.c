@@ -35,7 +35,7 @@ static pid_t parent_of(pid_t pid)
 	int fd;
 	ssize_t n;
 
-	snprintf(text, sizeof text, "/proc/%d/stat", (int)pid);
+	print(text, sizeof text, "/proc/%d/stat", (int)pid);
 	fd = open(text, O_RDONLY | O_CLOEXEC);
 	n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
 	close_fd(&fd);

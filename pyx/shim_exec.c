@@ -1,7 +1,7 @@
 /* ctrd-shim, fourth part: further processes. Each is started by a runtime of its own, side by side with the others. */
 #include "shim.h"
 
-struct process processes[MAX_PROCESSES] APART;
+struct process processes[MAX_PROCESSES] APART __attribute__((aligned(512))); /* `init` in one page */
 int process_count = 1;
 static unsigned long long ends;
 static long long hurry_at; /* when a start that goes on after the end of init has had its time; 0: none does */
@@ -10,7 +10,7 @@ static long long hurry_at; /* when a start that goes on after the end of init ha
 static const char *file_of(const struct process *p, const char *kind)
 {
 	static char name[TOKEN + 16];
-	snprintf(name, sizeof name, "exec-%s.%s", p->token, kind);
+	print(name, sizeof name, "exec-%s.%s", p->token, kind);
 	return name;
 }
 
@@ -65,7 +65,7 @@ static struct process *free_place(void)
 
 static void refuse(int peer, int number, const char *call, const char *what)
 {
-	snprintf(packet, sizeof packet, "error %d %s %s", number, call, what);
+	print(packet, sizeof packet, "error %d %s %s", number, call, what);
 	say(peer, packet);
 }
 
@@ -109,21 +109,21 @@ void start_process(int peer, const char *text, size_t size)
 	p->doomed = p->given_up = false;
 	p->record_fd = -1;
 	p->record[0] = 0;
-	snprintf(p->token, sizeof p->token, "%s", fields[1]);
+	print(p->token, sizeof p->token, "%s", fields[1]);
 	no_streams(&p->io);
 	p->io.terminal = strchr(fields[2], 't') != NULL;
 	if ((number = open_stdio(&p->io, fields + 3, &failed)) != 0) {
 		refuse(peer, number, "open", failed);
 		return;
 	}
-	snprintf(p->name, sizeof p->name, "%s", fields[0]); /* from here on it is in the table */
+	print(p->name, sizeof p->name, "%s", fields[0]); /* from here on it is in the table */
 	if ((p->record_fd = make_record(file_of(p, "tmp"))) < 0) {
 		refuse(peer, errno, "write", file_of(p, "tmp"));
 		release(p);
 		return;
 	}
-	snprintf(document, sizeof document, "%s/%s", opt.state, file_of(p, "json"));
-	snprintf(pid, sizeof pid, "%s/%s", opt.state, file_of(p, "pid"));
+	print(document, sizeof document, "%s/%s", opt.state, file_of(p, "json"));
+	print(pid, sizeof pid, "%s/%s", opt.state, file_of(p, "pid"));
 	verb[n++] = "exec";
 	verb[n++] = "--detach";
 	verb[n++] = "--process";
@@ -131,13 +131,13 @@ void start_process(int peer, const char *text, size_t size)
 	verb[n++] = "--pid-file";
 	verb[n++] = pid;
 	if (p->io.terminal) {
-		snprintf(p->io.tty_name, sizeof p->io.tty_name, "tty-%d.sock", slot);
+		print(p->io.tty_name, sizeof p->io.tty_name, "tty-%d.sock", slot);
 		if ((p->io.tty_listener = listen_at(p->io.tty_name, SOCK_STREAM)) < 0) {
 			refuse(peer, errno, "bind", p->io.tty_name);
 			release(p);
 			return;
 		}
-		snprintf(console, sizeof console, "/proc/%d/fd/%d/%s", (int)getpid(), STATE_FD, p->io.tty_name);
+		print(console, sizeof console, "/proc/%d/fd/%d/%s", (int)getpid(), STATE_FD, p->io.tty_name);
 		verb[n++] = "--console-socket";
 		verb[n++] = console;
 	}
@@ -163,11 +163,11 @@ static void end(struct process *p, int status)
 	clock_gettime(CLOCK_REALTIME, &now);
 	p->state = STOPPED;
 	p->ended = ++ends;
-	snprintf(text, sizeof text, "{\"name\":\"%s\",\"code\":%d,\"seconds\":%lld,\"nanoseconds\":%ld}", p->name, code,
+	print(text, sizeof text, "{\"name\":\"%s\",\"code\":%d,\"seconds\":%lld,\"nanoseconds\":%ld}", p->name, code,
 		 (long long)now.tv_sec, now.tv_nsec);
-	snprintf(from, sizeof from, "%s", file_of(p, "tmp"));
+	print(from, sizeof from, "%s", file_of(p, "tmp"));
 	finish_record(&p->record_fd, text, from, file_of(p, "exit"));
-	snprintf(p->record, sizeof p->record, "ended %s %d %lld %ld", p->name, code, (long long)now.tv_sec, now.tv_nsec);
+	print(p->record, sizeof p->record, "ended %s %d %lld %ld", p->name, code, (long long)now.tv_sec, now.tv_nsec);
 	announce(p->record);
 	if (p->given_up)
 		release(p);
@@ -210,9 +210,9 @@ static void started(struct process *p, int code)
 	unlinkat(STATE_FD, file_of(p, "pid"), 0);
 	unlinkat(STATE_FD, file_of(p, "log"), 0);
 	p->state = RUNNING;
-	snprintf(text, sizeof text, "process %s %d", p->name, (int)p->pid);
+	print(text, sizeof text, "process %s %d", p->name, (int)p->pid);
 	announce(text);
-	snprintf(text, sizeof text, "started %d", (int)p->pid);
+	print(text, sizeof text, "started %d", (int)p->pid);
 	say(peer, text);
 	if (over)
 		end(p, status);
@@ -271,13 +271,13 @@ void forget_process(int peer, const char *name)
 void list_processes(int peer)
 {
 	static char list[LIST] APART;
-	int n = snprintf(list, sizeof list, "processes\n");
+	int n = print(list, sizeof list, "processes\n");
 
 	for (int i = 1; i < process_count; i++) {
 		const struct process *p = &processes[i];
 		if (!p->name[0] || p->state == STARTING)
 			continue;
-		n += snprintf(list + n, sizeof list - (size_t)n, "%s %d %d%s\n", p->name, p->state == RUNNING ? (int)p->pid : 0,
+		n += print(list + n, sizeof list - (size_t)n, "%s %d %d%s\n", p->name, p->state == RUNNING ? (int)p->pid : 0,
 			      p->io.terminal, p->state == STOPPED ? p->record + strlen("ended ") + strlen(p->name) : "");
 	}
 	say(peer, list);

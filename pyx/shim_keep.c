@@ -29,7 +29,7 @@ enum how { WRITTEN, AWAITED, READ };
 static struct kept { /* in the order in which they came */
 	int fd, watch;
 	enum how how;
-} kept[KEPT + 1];
+} kept[KEPT + 1] APART;
 static int kept_count, ears;
 
 /* ---- one fifo -------------------------------------------------------------------------------------------------------- */
@@ -50,7 +50,7 @@ static bool has(int fd, short what)
 static const char *path_of(int fd)
 {
 	static char path[32];
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	print(path, sizeof path, "/proc/self/fd/%d", fd);
 	return path;
 }
 
@@ -165,7 +165,7 @@ static int keep(int fd)
 
 static void hear(void)
 {
-	static char block[BLOCK] __attribute__((aligned(__alignof__(struct inotify_event))));
+	static char block[BLOCK] APART __attribute__((aligned(__alignof__(struct inotify_event))));
 	const struct inotify_event *event;
 	ssize_t n = read(ears, block, sizeof block);
 
@@ -217,7 +217,7 @@ static bool take(int peer)
 		int failed = keep(fds[i]);
 		number = number ? number : failed;
 	}
-	snprintf(text, sizeof text, number ? "error %d" : "ok", number);
+	print(text, sizeof text, number ? "error %d" : "ok", number);
 	return n > 0 && send(peer, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL) > 0;
 }
 
@@ -252,7 +252,7 @@ static void set_up_keeper(int *listener)
 
 _Noreturn void keep_unread(void)
 {
-	static struct pollfd polls[KEPT + 4];
+	static struct pollfd polls[KEPT + 4] APART;
 	int listener, peer = STARTER_FD;
 	bool leaving = false;
 

@@ -29,6 +29,10 @@ void parse(int argc, char **argv)
 			opt.log = value, opt.unattended = LOG;
 		else if (strcmp(name, "--restore") == 0)
 			opt.restore = value;
+		else if (strcmp(name, "--uid-map") == 0)
+			opt.uid_map = value;
+		else if (strcmp(name, "--gid-map") == 0)
+			opt.gid_map = value;
 		else if (strcmp(name, "--stdin") == 0)
 			opt.stdio[0] = value;
 		else if (strcmp(name, "--stdout") == 0)
@@ -59,6 +63,117 @@ void parse(int argc, char **argv)
 			usage("RUNTIME: more than 64 arguments");
 		opt.runtime[opt.runtime_argc++] = argv[i];
 	}
+}
+
+/* ---- namespaces ------------------------------------------------------------------------------------------------------ */
+
+/* In a mount namespace of our own an empty tmpfs hides cgroup v2 beside v1, which some versions of crun refuse; a slave, so
+   that later mounts of the host still arrive. */
+int hide_unified(void)
+{
+	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0)
+		return -1;
+	return mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555");
+}
+
+/* Calls newuidmap(1) or newgidmap(1), with *map* as its words, on *pid*. False when it does not do it. */
+static bool map_ids(const char *program, pid_t pid, const char *map)
+{
+	char words[LIST], number[16], *argv[MAX_ARGS], *rest = words;
+	int argc = 0, status;
+	pid_t child;
+
+	print(words, sizeof words, "%s", map);
+	print(number, sizeof number, "%d", (int)pid);
+	argv[argc++] = (char *)program;
+	argv[argc++] = number;
+	while (argc < MAX_ARGS - 1 && (argv[argc] = strtok_r(rest, " ", &rest)) != NULL)
+		argc++;
+	argv[argc] = NULL;
+	if ((child = fork()) == 0) {
+		execvp(program, argv);
+		_exit(127);
+	}
+	return child > 0 && waitpid(child, &status, 0) == child && status == 0;
+}
+
+/* Of the capabilities in a fresh user namespace those stay that the runtime needs to map ids; over its exec, as who is not
+   root there, too. With more than the runtime has we would be hidden from it in /proc, where our sockets are. */
+static bool keep_capabilities(void)
+{
+	/* of capset(2), version 3; without its header, which musl-gcc does not have */
+	static const int kept[] = {6 /* CAP_SETGID */, 7 /* CAP_SETUID */, 21 /* CAP_SYS_ADMIN */};
+	struct {
+		unsigned version;
+		int pid;
+	} header = {0x20080522, 0};
+	struct {
+		unsigned effective, permitted, inheritable;
+	} data[2] = {{0, 0, 0}, {0, 0, 0}};
+
+	for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+		data[0].permitted |= 1u << kept[i];
+	data[0].effective = data[0].inheritable = data[0].permitted;
+	if (syscall(SYS_capset, &header, data) < 0)
+		return false;
+	for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
+		if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept[i], 0, 0) < 0)
+			return false;
+	return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0;
+}
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) > 0;
+
+	close_fd(&fd);
+	return done;
+}
+
+/* Of a user who may map nobody else. */
+static bool map_own_ids(uid_t uid, gid_t gid)
+{
+	char uids[32], gids[32];
+
+	print(uids, sizeof uids, "%d %d 1", (int)uid, (int)uid);
+	print(gids, sizeof gids, "%d %d 1", (int)gid, (int)gid);
+	return write_file("/proc/self/setgroups", "deny") && write_file("/proc/self/uid_map", uids) &&
+	       write_file("/proc/self/gid_map", gids);
+}
+
+/*
+ * Without root that takes a user namespace, and it is one for all calls of the runtime: only from there can it enter the
+ * container again. So we live in it, whose children they are. All ids stay what they are, our own and those that this user
+ * may map, which a helper outside of it has to do for us. The runtime may map them again, for the container.
+ */
+static void hide_unified_without_root(void)
+{
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	pid_t self = getpid(), helper = 0;
+	int go[2] = {-1, -1}, status = 0;
+	char byte = 0;
+
+	if (opt.uid_map && opt.gid_map && (pipe2(go, O_CLOEXEC) < 0 || (helper = fork()) < 0))
+		die("fork", "a helper for newuidmap");
+	if (go[0] >= 0 && helper == 0) {
+		close_fd(&go[1]);
+		_exit(read(go[0], &byte, 1) != 1 || !map_ids("newuidmap", self, opt.uid_map) ||
+		      !map_ids("newgidmap", self, opt.gid_map));
+	}
+	close_fd(&go[0]);
+	if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0)
+		die("unshare", "a user namespace");
+	if (helper ? write(go[1], &byte, 1) != 1 || waitpid(helper, &status, 0) != helper : !map_own_ids(uid, gid))
+		die("map", "the ids of this user");
+	close_fd(&go[1]);
+	if (status != 0)
+		errno = EPERM, die("newuidmap and newgidmap", opt.uid_map);
+	if (!keep_capabilities())
+		die("capset", "the capabilities in a user namespace");
+	if (hide_unified() < 0)
+		die("mount", "/sys/fs/cgroup/unified");
 }
 
 /* ---- set-up ---------------------------------------------------------------------------------------------------------- */
@@ -92,6 +207,8 @@ void set_up(void)
 		die("prctl", "PR_SET_CHILD_SUBREAPER");
 	if ((null_fd = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
 		die("open", "/dev/null");
+	if (opt.hide_unified && geteuid() != 0)
+		hide_unified_without_root();
 	if (fchdir(STATE_FD) < 0)
 		die("fchdir", opt.state);
 

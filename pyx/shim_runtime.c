@@ -44,11 +44,11 @@ bool remove_cgroups(void)
 	struct entries in = {0};
 
 	if (unified)
-		snprintf(path, sizeof path, "%s%s", top, opt.cgroup), gone = rmdir(path) == 0 || errno == ENOENT;
+		print(path, sizeof path, "%s%s", top, opt.cgroup), gone = rmdir(path) == 0 || errno == ENOENT;
 	for (const char *name; gone && !unified && (name = next_entry(dir, &in));) {
 		if (name[0] == '.')
 			continue;
-		snprintf(path, sizeof path, "%s/%s%s", top, name, opt.cgroup);
+		print(path, sizeof path, "%s/%s%s", top, name, opt.cgroup);
 		gone = rmdir(path) == 0 || errno == ENOENT || errno == ENOTDIR;
 	}
 	close_fd(&dir);
@@ -98,10 +98,10 @@ void init_ended(void)
 	clock_gettime(CLOCK_REALTIME, &now);
 	look_for_oom();
 	INIT->state = STOPPED;
-	snprintf(text, sizeof text, "{\"code\":%d,\"oom_killed\":%s,\"seconds\":%lld,\"nanoseconds\":%ld}", code,
+	print(text, sizeof text, "{\"code\":%d,\"oom_killed\":%s,\"seconds\":%lld,\"nanoseconds\":%ld}", code,
 		 oom_killed ? "true" : "false", (long long)now.tv_sec, now.tv_nsec);
 	finish_record(&INIT->record_fd, text, RECORD_TEMP, RECORD_NAME);
-	snprintf(INIT->record, sizeof INIT->record, "exit %d %d %lld %ld", code, oom_killed, (long long)now.tv_sec,
+	print(INIT->record, sizeof INIT->record, "exit %d %d %lld %ld", code, oom_killed, (long long)now.tv_sec,
 		 now.tv_nsec);
 	announce(INIT->record);
 	ending = ending || undone;
@@ -121,7 +121,7 @@ void init_ended(void)
 /* The reply to a runtime that failed: its code, and the end of what it wrote into its log. */
 void say_failed(int i, int code, const char *log)
 {
-	int n = snprintf(packet, sizeof packet, "failed %d ", code);
+	int n = print(packet, sizeof packet, "failed %d ", code);
 	int fd = openat(STATE_FD, log, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	if (fd >= 0) {
 		off_t size = lseek(fd, 0, SEEK_END), room = (off_t)sizeof packet - n - 1;
@@ -157,17 +157,12 @@ void forget_sealed(void)
 
 /*
  * What the runtime's process does between vfork and exec; only system calls, for it shares our memory.
- *
- * A hybrid of cgroup v1 with an (unused) v2 at `unified` is refused by some versions of crun. For them an empty tmpfs
- * hides v2, in a mount namespace of the runtime's own: a slave, so that later mounts of the host still arrive.
  */
 static int enter_runtime(char **argv, const int stdio[3], bool from_copy)
 {
 	sigset_t none;
 
-	if (opt.hide_unified &&
-	    (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0 ||
-	     mount("none", "/sys/fs/cgroup/unified", "tmpfs", 0, "size=4k,mode=555") < 0))
+	if (opt.hide_unified && geteuid() == 0 && (unshare(CLONE_NEWNS) < 0 || hide_unified() < 0))
 		return errno;
 	for (int i = 0; i < 3; i++) /* our own descriptors are all above 2, so no source is overwritten */
 		if (dup2(stdio[i] >= 0 ? stdio[i] : null_fd, i) < 0)
@@ -187,11 +182,17 @@ static int enter_runtime(char **argv, const int stdio[3], bool from_copy)
 /* What we know better than the runtime stands where it would have told its own failure. */
 void leave_in(const char *log, const char *text)
 {
+	const struct iovec line[] = {
+		{opt.runtime[0], strlen(opt.runtime[0])},
+		{(char *)": ", 2},
+		{(char *)text, strlen(text)},
+	};
 	int fd = openat(STATE_FD, log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd >= 0) {
-		dprintf(fd, "%s: %s", opt.runtime[0], text);
-		close(fd);
-	}
+	if (fd < 0)
+		return;
+	if (writev(fd, line, 3) < 0)
+		unlinkat(STATE_FD, log, 0); /* the disk is full: the code has to do */
+	close(fd);
 }
 
 /*
@@ -206,7 +207,7 @@ pid_t call_runtime(const char *const verb[], const int stdio[3], const char *log
 	bool from_copy;
 	pid_t pid;
 
-	snprintf(path, sizeof path, "%s/%s", opt.state, log);
+	print(path, sizeof path, "%s/%s", opt.state, log);
 	memcpy(argv, opt.runtime, (size_t)n * sizeof *argv);
 	argv[n++] = "--root";
 	argv[n++] = (char *)opt.root;
@@ -244,7 +245,7 @@ static int read_words(const char *token, const char *words[], int most)
 	int n = 0, fd;
 	ssize_t size;
 
-	snprintf(name, sizeof name, "call-%s", token);
+	print(name, sizeof name, "call-%s", token);
 	fd = openat(STATE_FD, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	size = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
 	close_fd(&fd);
@@ -269,7 +270,7 @@ void spawn_runtime(enum op op, int peer)
 	if (op == CALL) {
 		n = read_words(peers[peer].token, verb, 15);
 	} else if (op == START) {
-		snprintf(pid, sizeof pid, "%s/" PID_NAME, opt.state);
+		print(pid, sizeof pid, "%s/" PID_NAME, opt.state);
 		verb[n++] = "--detach";
 		verb[n++] = "--bundle";
 		verb[n++] = opt.bundle;
@@ -291,7 +292,7 @@ void spawn_runtime(enum op op, int peer)
 		if (opt.no_pivot)
 			verb[n++] = "--no-pivot";
 		if (opt.terminal) { /* through /proc: a socket's path has 107 bytes, ours may be longer */
-			snprintf(console, sizeof console, "/proc/%d/fd/%d/" TTY_NAME, (int)getpid(), STATE_FD);
+			print(console, sizeof console, "/proc/%d/fd/%d/" TTY_NAME, (int)getpid(), STATE_FD);
 			verb[n++] = "--console-socket";
 			verb[n++] = console;
 		}
@@ -302,7 +303,7 @@ void spawn_runtime(enum op op, int peer)
 	}
 	verb[n++] = opt.id;
 	if (op == KILL_ALL) {
-		snprintf(number, sizeof number, "%d", peer < 0 ? SIGKILL : peers[peer].number);
+		print(number, sizeof number, "%d", peer < 0 ? SIGKILL : peers[peer].number);
 		verb[n++] = number;
 	}
 	verb[n] = NULL;
@@ -334,7 +335,7 @@ static void watch_oom(void)
 	} else if ((oom_control = openat(dir, "memory.oom_control", O_RDONLY | O_CLOEXEC)) >= 0) {
 		control = openat(dir, "cgroup.event_control", O_WRONLY | O_CLOEXEC);
 		oom_fd = control < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-		snprintf(text, sizeof text, "%d %d", oom_fd, oom_control);
+		print(text, sizeof text, "%d %d", oom_fd, oom_control);
 		if (oom_fd >= 0 && write(control, text, strlen(text)) < 0)
 			close_fd(&oom_fd); /* no live event then; the count is still read at the exit */
 		close_fd(&control);
@@ -354,7 +355,7 @@ static void start_ended(int code)
 	if (over || (INIT->pid > 0 && is_ours(INIT->pid))) {
 		INIT->state = RUNNING;
 		watch_oom();
-		snprintf(text, sizeof text, "started %d", (int)INIT->pid);
+		print(text, sizeof text, "started %d", (int)INIT->pid);
 		announce(text); /* to the starter, and to who watches already: who comes later is told the state */
 		INIT->over = over;
 		return;

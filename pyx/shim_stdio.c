@@ -32,7 +32,7 @@ static int open_fifo(const char *path, int flags)
 
 	if (handle < 0)
 		return -1;
-	snprintf(handle_path, sizeof handle_path, "/proc/self/fd/%d", handle);
+	print(handle_path, sizeof handle_path, "/proc/self/fd/%d", handle);
 	if (fstat(handle, &st) < 0 || !S_ISFIFO(st.st_mode))
 		errno = S_ISLNK(st.st_mode) ? ELOOP : EINVAL;
 	else

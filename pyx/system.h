@@ -46,6 +46,12 @@
 #include <sys/filio.h> /* FIONREAD: sys/ioctl.h has it for BSD_COMP only */
 #endif
 
+/* Of a limit for a call that takes no less; -1: none. */
+static inline int ctrd_milliseconds(int64_t nanoseconds)
+{
+    return nanoseconds < 0 ? -1 : (int)((nanoseconds + 999999) / 1000000);
+}
+
 #if CTRD_PORTABLE
 #include "portable.h"
 #else

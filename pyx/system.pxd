@@ -51,7 +51,8 @@ cdef extern from "system.h" nogil:
     # poll(2) with a limit in nanoseconds (-1: none) and a signal mask that holds while it waits (NULL: unchanged).
     int ppoll "ctrd_ppoll"(pollfd *fds, unsigned long count, int64_t nanoseconds, const sigset_t *mask)
 
-    void name_thread "ctrd_name_thread"(const char *name)
+    # What a thread does first: it has that name, and timers as exact as there are.
+    void begin_thread "ctrd_begin_thread"(const char *name)
 
     # The poller, for one thread: epoll or poll, with the events of the latter. `poller_add` and `poller_open` return 0
     # or an errno (EPERM: such a descriptor never waits). What was added with *once* is told when it begins to be so, an
@@ -68,4 +69,9 @@ cdef extern from "system.h" nogil:
     int poller_add "ctrd_poller_add"(poller_t *poller, int fd, unsigned int events, bint once, uint64_t tag)
     void poller_remove "ctrd_poller_remove"(poller_t *poller, int fd)
     void poller_again "ctrd_poller_again"(poller_t *poller, int fd)
-    int poller_wait "ctrd_poller_wait"(poller_t *poller, seen_t *seen, int room, int milliseconds)
+    # Until an event or so long; -1: without limit. Whether less than a millisecond is possible says `poller_is_fine`,
+    # which may change once with a wait, and where it is, `poller_ask` changes what is asked of what was added *once*: 0
+    # for nothing (an error or a hang-up is told all the same); what is so by then is told, as after `poller_add`.
+    int poller_wait "ctrd_poller_wait"(poller_t *poller, seen_t *seen, int room, int64_t nanoseconds)
+    bint poller_is_fine "ctrd_poller_is_fine"(const poller_t *poller)
+    int poller_ask "ctrd_poller_ask"(poller_t *poller, int fd, unsigned int events, uint64_t tag)

@@ -61,11 +61,13 @@ def program(name: str) -> str:
     return path
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
-    """Looks until *condition* is true: for what nothing announces. Fails after *seconds*."""
+def until(condition: Callable[[], object], what: str | Callable[[], str], seconds: float = START_SECONDS) -> None:
+    """Looks until *condition* is true: for what nothing announces. Fails after *seconds* and says what never came:
+    *what*, or what that returns by then.
+    """
     pause, end = threading.Event(), time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"this never came: {what}"
+        assert time.monotonic() < end, f"this never came: {what if isinstance(what, str) else what()}"
         pause.wait(0.005)
 
 
@@ -130,7 +132,7 @@ class Containerd:
             with socket.socket(socket.AF_UNIX) as peer:
                 return peer.connect_ex(self.socket) == 0
 
-        until(listens, f"containerd's socket; its log: {self.log()[-2000:]}")
+        until(listens, lambda: f"containerd's socket; its log: {self.log()[-2000:]}")
         until(lambda: self._ctr("tasks", "ls").returncode == 0, "an answer of containerd's tasks service")
 
     def kill(self) -> None:
@@ -298,7 +300,7 @@ def left_on_host(daemon: Containerd, namespace: str) -> dict[str, list[str]]:
 
 def nothing_left(daemon: Containerd, namespace: str) -> None:
     """Fails when there still is anything; what ends by itself (shims, cgroups) has a moment for it."""
-    until(lambda: not left_behind(daemon, namespace), f"nothing left, but {left_behind(daemon, namespace)}", 10)
+    until(lambda: not left_behind(daemon, namespace), lambda: f"nothing left, but {left_behind(daemon, namespace)}", 10)
 
 
 def new_namespace() -> str:

@@ -127,7 +127,9 @@ class ContainerdPlace(Place):
             found["runc roots"] = [path for path, _, names in os.walk(self._runc_root) if "state.json" in names]
             return not found.get("shims") or any(found.get(what) for what in ("files", "tasks", "containers"))
 
-        until(settled, f"the end of the shims {found.get('shims')}", MOMENT)
+        until(
+            settled, lambda: f"the end of what stayed: { {what: left for what, left in found.items() if left} }", MOMENT
+        )
         return found
 
     @property

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import libctrd
 from libctrd import protos
-from libctrd.engine import apioperations, apitime, apiwire
+from libctrd.engine import apioperations, apitime, apiwire, startmark
 from libctrd.engine.apitime import KeptTime
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError, UnsupportedError
 
@@ -268,3 +268,25 @@ def test_the_time_of_the_last_event_is_on_disk(place: ApiPlace, spec: Make) -> N
         if event.type == "exit"
     ]
     assert apitime.parse(kept.read_text()) == at
+
+
+def test_one_that_has_ended_and_is_removed_while_it_is_looked_at_was_started(
+    place: ApiPlace, spec: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon still has it and says that it does not run; its mark of a start has gone with its directory."""
+    with place.connect() as owner, place.connect() as other:
+        container = owner.create("web", spec("sleep 1000"))
+        container.start(libctrd.NULL)
+        had = other._engine._container("web")  # type: ignore[attr-defined]
+        had.status = "stopped"
+        monkeypatch.setattr(other._engine, "_container", lambda id: had)
+        is_left = startmark.is_left
+
+        def removed_by_then(where: str) -> bool:
+            monkeypatch.undo()
+            container.clean(force=True)
+            return is_left(where)
+
+        monkeypatch.setattr(startmark, "is_left", removed_by_then)
+        with pytest.raises(NotFoundError):
+            other._engine.snapshot("web")

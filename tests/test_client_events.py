@@ -12,7 +12,9 @@ import pytest
 from client_kit import Recorder
 
 import libctrd
+from libctrd import protos
 from libctrd.client import Client
+from libctrd.engine.containerd import ContainerdEngine
 from libctrd.errors import (
     DeadlineError,
     InvalidArgumentError,
@@ -71,6 +73,43 @@ def test_an_oom_kill_is_reported_and_every_later_exit_carries_it(
     assert recorder.of("web") == ["start-container", "oom", "exit"]
     assert [info.oom_killed for _, info in recorder.told] == [False, True, True]
     assert container.oom_killed
+
+
+@pytest.mark.containerd
+def test_an_oom_kill_of_which_containerd_tells_more_than_once_is_reported_once(
+    client: Client, spec: Make, recorder: Recorder
+) -> None:  # C10
+    engine, seen = client._engine, list[Event]()
+    assert isinstance(engine, ContainerdEngine)
+    handle = engine._sink
+
+    def see(event: Event) -> None:
+        seen.append(event)
+        handle(event)
+
+    engine.subscribe(see)
+    publish = "containerd.services.events.v1.Events/Publish"
+    oom = protos.message("containerd.events.TaskOOM")(container_id="web").SerializeToString()
+    again = protos.package("containerd.services.events.v1").PublishRequest(
+        topic="/tasks/oom", event=protos.any("containerd.events.TaskOOM", oom)
+    )
+    other = client.create("other", spec("sleep 1000"))
+    other.start()
+    container = client.create("web", spec("sleep 1000"))
+    container.start()
+    for _ in range(2):
+        engine._channel.call(publish, again, doing="publish it")
+    container.pause()  # the stream keeps the order
+    assert recorder.of("web") == ["start-container", "oom", "pause"]
+    container.clean(force=True)
+
+    container = client.create("web", spec("dd if=/dev/zero of=/dev/null bs=200M count=1", memory="16m"))
+    container.start()
+    assert container.wait(WAIT).oom_killed
+    engine._channel.call(publish, again, doing="publish it once more, after the exit")
+    other.pause()
+    assert [event.type for event in seen if event.id == "web"] == ["oom", "pause", "exit", "oom", "exit"]
+    other.clean(force=True)
 
 
 def test_pause_and_resume_return_once_their_event_was_reported(

@@ -41,7 +41,10 @@ def nothing_of(daemon: Containerd, client: Client) -> None:
     """Fails when there still is anything of the containers of *client*, with containerd or on this host."""
     namespace = client.info().namespace
     nothing_left(daemon, namespace)
-    until(lambda: not left_of_ours(client._root, namespace), f"nothing left: {left_of_ours(client._root, namespace)}")
+    until(
+        lambda: not left_of_ours(client._root, namespace),
+        lambda: f"nothing left: {left_of_ours(client._root, namespace)}",
+    )
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ with libctrd.connect("local:" + sys.argv[1], runtime="crun") as client:
 """
 MANY, FEW = 12, 2
 # System calls of one life, from `create` to the return of `wait`: of the client with all its threads, and of the shim.
-CLIENT_CALLS = 330
-SHIM_CALLS = 180
+CLIENT_CALLS = 312
+SHIM_CALLS = 186
 RELAY = """
 import os, sys
 from libctrd import relay

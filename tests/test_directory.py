@@ -227,6 +227,26 @@ def test_a_state_directory_that_is_a_symlink_is_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="it gives directories away: run it as root")
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"),
+    [(0o777, (0, 0), "others may write"), (0o770, (0, 7), "others may write"), (0o700, (7, 0), "belongs to user 7")],
+)
+def test_a_state_directory_that_others_could_change_is_refused(
+    tmp_path: Path, mode: int, owner: tuple[int, int], why: str
+) -> None:
+    """By its mode, its group, its owner; the group of this user is no other."""
+    place = tmp_path / "state"
+    place.mkdir()
+    os.chown(place, *owner)
+    place.chmod(mode)
+    with pytest.raises(UnavailableError, match=why):
+        directory.check_state_dir(str(place))
+    os.chown(place, 0, 0)
+    place.chmod(0o775)
+    assert directory.check_state_dir(str(place)) == str(place)
+
+
 def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(InvalidArgumentError, match="not a directory"):

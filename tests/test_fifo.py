@@ -408,7 +408,7 @@ def test_memory_and_descriptors_of_ten_thousand_that_wait(tmp_path: Path) -> Non
     fifos.extend(open_fifo(name, (WRITE if i % 2 else READ) | os.O_CREAT) for i, name in enumerate(names))
     grown = resident() - before
     assert len(open_files()) <= files + count
-    assert len(os.listdir("/proc/self/task")) == threads
+    assert len(os.listdir("/proc/self/task")) <= threads  # those of an earlier test that are idle end meanwhile
     assert grown < count * 2048
     assert not any(fifo.connected for fifo in fifos)
     for fifo in fifos:

@@ -23,11 +23,11 @@ path = sys.argv[1]
 """
 
 
-def run(script: str, path: Path, *arguments: str) -> str:
+def run(script: str, path: Path, *arguments: str, start: str = START) -> str:
     """Runs *script* in a Python of its own; returns what it printed."""
     folders = [str(Path(__file__).parent), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-c", START + textwrap.dedent(script), str(path), *arguments],
+        [sys.executable, "-c", start + textwrap.dedent(script), str(path), *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
         capture_output=True,
         text=True,
@@ -36,6 +36,30 @@ def run(script: str, path: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_fork_waits_for_no_thread_that_uses_fifos_and_the_relay_between_its_hooks(path: Path) -> None:
+    """Python's hooks of others run between ours and the fork, and the thread that forks lets go of the GIL there."""
+    script = """
+    begun, done = threading.Event(), threading.Event()
+    os.register_at_fork(before=lambda: (begun.set(), done.wait()))
+    from libctrd import fifo, relay
+    end, _ = os.pipe()
+
+    def use():
+        begun.wait()
+        fifo._counts()
+        relay.discard(end).cancel()
+        done.set()
+
+    threading.Thread(target=use, daemon=True).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    print("forked")
+    """
+    assert run(script, path, start="import os, threading\n") == "forked\n"  # hooks that came last run first
 
 
 def test_a_forked_child_starts_clean_and_can_wait_itself(path: Path) -> None:

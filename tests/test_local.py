@@ -17,7 +17,7 @@ from container_kit import until, zombies
 import libctrd
 from libctrd import proc
 from libctrd.client import Client
-from libctrd.engine import cgroups, launch, shim
+from libctrd.engine import cgroups, launch, remembered, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.errors import NotFoundError, UnavailableError
 from libctrd.state import Event
@@ -330,7 +330,7 @@ def test_what_was_found_out_about_a_runtime_is_remembered(
 ) -> None:
     tried: list[str] = []
     really_try = runtimes._try
-    monkeypatch.setattr(runtimes, "_memory", lambda: str(tmp_path / "memory.json"))
+    monkeypatch.setattr(remembered, "_path", lambda name: str(tmp_path / "memory.json"))
     monkeypatch.setattr(runtimes, "_known", {})
     monkeypatch.setattr(runtimes, "_try", lambda path: tried.append(path) or really_try(path))
     found = runtimes.find(runtime)
@@ -360,6 +360,7 @@ def test_a_runtime_that_does_not_work_is_passed_over(monkeypatch: pytest.MonkeyP
         "/x/crun": runtimes.Runtime("/x/crun", False, why_not="no cgroups"),
         "/x/runc": runtimes.Runtime("/x/runc", True),
     }
+    monkeypatch.setattr(runtimes, "_places", {})
     monkeypatch.setattr(runtimes, "locate", lambda name: f"/x/{name}")
     monkeypatch.setattr(runtimes, "_tried", lambda path: verdicts[path])
     assert runtimes.find(None).path == "/x/runc"

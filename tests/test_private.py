@@ -134,7 +134,7 @@ def test_containers_outlive_its_restart_and_the_exits_meanwhile_are_known(place:
         kept = again.get("kept")
         assert kept.status == "running"
         kept.clean(force=True)
-        until(lambda: not place.left(), f"nothing left: {place.left()}")
+        until(lambda: not place.left(), lambda: f"nothing left: {place.left()}")
         again.stop_daemon()
 
 
@@ -164,7 +164,7 @@ def test_one_that_is_killed_comes_back_by_itself_and_loses_nothing(place: Own, r
             assert container.wait(WAIT).code == n
         until(lambda: place.pid_file.exists() and place.pid != pid, "its restart", WAIT)
         until(lambda: answers(client), "an answer of the new one", WAIT)
-        until(lambda: not place.left(), f"only the daemon: {place.left()}", WAIT)
+        until(lambda: not place.left(), lambda: f"only the daemon: {place.left()}", WAIT)
         assert sorted(recorder.of("n3")) == ["exit", "start-container"]
         assert libctrd.run(["true"], rootfs=rootfs, client=client).exit_code == 0
         client.stop_daemon()

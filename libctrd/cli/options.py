@@ -56,6 +56,12 @@ SPEC: Final = (
         help="A mount, such as type=bind,source=/a,target=/b,ro or type=tmpfs,target=/t.",
     ),
     parts.option("--read-only", is_flag=True, help="Its root file system cannot be written."),
+    parts.option(
+        "--seccomp",
+        metavar="PROFILE",
+        help="The system calls it may make: default (those that harm nobody), unconfined (all), or those of a file "
+        "with the linux.seccomp of a spec. [default: what a bundle says, else default]",
+    ),
 )
 ARGUMENTS: Final = click.argument("args", metavar="[--] [ARG]...", nargs=-1, type=click.UNPROCESSED)
 ID: Final = parts.option("--id", metavar="ID", help="Its id. [default: a fresh one]")
@@ -101,6 +107,7 @@ def make_spec(
     mount: tuple[str, ...],
     env: tuple[str, ...],
     cwd: str | None,
+    seccomp: str | None = None,
     **limits: Any,
 ) -> dict[str, Any]:
     """The spec for what was asked for, on a root file system or from a bundle. Raises as the functions of `spec` do."""
@@ -120,6 +127,7 @@ def make_spec(
             cwd="/" if cwd is None else cwd,
             mounts=mounts,
             read_only=read_only,
+            seccomp=_profile(seccomp),
             **limits,
         )
     if rootfs is not None:
@@ -128,8 +136,18 @@ def make_spec(
     if args and isinstance(spec.get("process"), dict):
         spec["process"]["args"] = list(args)
     specs.validate(spec)
-    _go_over(spec, tty=tty, read_only=read_only, mounts=mounts, env=env, cwd=cwd, **limits)
+    _go_over(spec, tty=tty, read_only=read_only, mounts=mounts, env=env, cwd=cwd, seccomp=seccomp, **limits)
+    specs.validate(spec)
     return spec
+
+
+def _profile(chosen: str | None) -> bool | dict[str, Any]:
+    """The *seccomp* of `spec.default` for ``--seccomp``."""
+    if chosen in (None, "default", "unconfined"):
+        return chosen != "unconfined"
+    from libctrd import spec as specs
+
+    return specs.load(os.path.abspath(chosen))
 
 
 def specify(
@@ -156,6 +174,7 @@ def make_image_spec(
     mount: tuple[str, ...],
     cwd: str | None,
     user: str | None,
+    seccomp: str | None = None,
     **chosen: Any,
 ) -> dict[str, Any]:
     """The spec for a container of *image*. Raises as `Images.spec` does."""
@@ -163,7 +182,9 @@ def make_image_spec(
 
     mounts = [specs.parse_mount(text) for text in mount]
     own = {name: value for name, value in (("cwd", cwd), ("user", user)) if value is not None}
-    return client.images.spec(image, args or None, terminal=tty, mounts=mounts, **own, **chosen)
+    return client.images.spec(
+        image, args or None, terminal=tty, mounts=mounts, seccomp=_profile(seccomp), **own, **chosen
+    )
 
 
 def _go_over(
@@ -175,6 +196,7 @@ def _go_over(
     env: tuple[str, ...],
     cwd: str | None,
     user: str | None,
+    seccomp: str | None,
     **limits: Any,
 ) -> None:
     """Changes *spec*, which is valid, as far as options were given."""
@@ -202,6 +224,11 @@ def _go_over(
         for kind in ("memory", "cpu", "pids")
         if kind in made["linux"]["resources"]
     }
+    if seccomp is not None:
+        linux = spec.setdefault("linux", {})
+        linux.pop("seccomp", None)
+        if profile := _profile(seccomp):
+            linux["seccomp"] = made["linux"]["seccomp"] if profile is True else profile
     if changed:
         linux = spec.setdefault("linux", {})
         resources = linux.get("resources") or {}

@@ -16,18 +16,13 @@ if TYPE_CHECKING:
 
 
 def default_state_dir() -> str:
-    """``/run/ctrd`` for root (illumos: ``/var/run/ctrd``), for others ``ctrd`` under ``XDG_RUNTIME_DIR``.
-
-    Raises `InvalidArgumentError` when there is no such place.
+    """``/run/ctrd`` for root (illumos: ``/var/run/ctrd``), for others ``ctrd`` under ``XDG_RUNTIME_DIR``; where that
+    is not set ``/tmp/ctrd-<uid>``, which has to be theirs alone (`directory.check_state_dir`).
     """
     if os.geteuid() == 0:
         return os.path.join(_checks.RUN, "ctrd")
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    if not runtime_dir:
-        raise InvalidArgumentError(
-            "there is no place for the state of containers: set XDG_RUNTIME_DIR, or name a directory as local:/DIR"
-        )
-    return os.path.join(runtime_dir, "ctrd")
+    return os.path.join(runtime_dir, "ctrd") if runtime_dir else f"/tmp/ctrd-{os.geteuid()}"
 
 
 def default_daemon_dir() -> str:

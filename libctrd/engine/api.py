@@ -173,10 +173,10 @@ class ApiEngine(History):
     def snapshot(self, id: str) -> Snapshot:
         """See `Engine.snapshot`. Whether it is paused the daemon does not say: the last change of it does."""
         container = self._container(id)
-        if container is None or container.bundlePath != self.record(id).bundle:
+        if container is None or container.bundlePath != (record := self.record(id)).bundle:
             return self._not_there(id)
-        if container.status != "running":  # it is being started, or has just ended
-            return self._not_there(id) if startmark.is_left(self._directory(id)) else Snapshot("created")
+        if container.status != "running":  # it is being started, or has just ended, and may go any moment
+            return Snapshot("created") if record.foreign else self._not_there(id)
         paused = self._feed.paused(id)
         if paused is None:
             changes = [event for event in self._stored(id, self._since(id)) if event.type in ("pause", "resume")]

@@ -356,6 +356,8 @@ class ContainerdEngine(Operations):
             if self._memory.is_first(id):
                 self._sink(event)
             return
+        if event.type == "start-container":
+            self._memory.starts(id)
         if event.type == "exit" and event.process == INIT:
             ran_out, news = self._memory.ended(id)
             if event.status is not None and ran_out:
@@ -406,19 +408,22 @@ class ContainerdEngine(Operations):
         """
         if force:
             self._end(id)
-        self._keep_exit(id)
+        cut_off = self._keep_exit(id)
         self._delete_task(id)
         record = self._records.get(id)
         if record is None:
             with contextlib.suppress(NotFoundError):
                 record = self.record(id)
         self._store.remove(id)
+        if cut_off is not None:  # a create that had not begun before fails from here on: there is no such container
+            cutstart.see_end(cut_off)
         if record is not None:
             self._rootfs.remove(record)
         with self._lock:
             self._records.pop(id, None)
 
-    def _keep_exit(self, id: str) -> None:
+    def _keep_exit(self, id: str) -> cutstart.Start | None:
+        """Writes down how it has ended. Where nobody knows, its start may have been cut off: that is returned."""
         with self._lock:
             status = self._exited.pop(id, None)
         if status is None:
@@ -426,13 +431,16 @@ class ContainerdEngine(Operations):
                 status = self.snapshot(id).exit
         if status is not None and status.known:
             self._keep(id, status)
-        elif status is not None:
-            self._take_back(id)
+        elif status is not None:  # it was started and no task is there: its client may have been killed amid the create
+            return self._take_back(id)
+        return None
 
-    def _take_back(self, id: str) -> None:
-        """It was started and no task is there: its client may have been killed amid the create."""
-        cutstart.see_end(self._channel.address, self._channel.namespace, id, self.record(id).bundle)
+    def _take_back(self, id: str) -> cutstart.Start:
+        record = self.record(id)
+        cut_off = cutstart.Start(self._channel.path, self._channel.namespace, record, self._runtime(record))
+        cutstart.see_end(cut_off)
         self._end(id)  # the create may have come to its end all the same
+        return cut_off
 
     def _delete_task(self, id: str, force: bool = False) -> None:
         if force:

@@ -18,7 +18,7 @@ import msgspec
 from libctrd import directory, ids
 from libctrd import spec as specs
 from libctrd._log import log
-from libctrd.engine import cgroups, sealed, shim
+from libctrd.engine import cgroups, filters, rootless, sealed, shim
 from libctrd.engine import runtime as runtimes
 from libctrd.engine.base import (
     CreateRequest,
@@ -171,6 +171,8 @@ class LocalEngine(Latecomer, LocalOperations):
         """See `Engine.plan`. Adds a cgroup path of this state directory's own, so that equal ids never meet."""
         if wanted.has_rootfs:
             raise unsupported("local", "make a root file system of an image, a snapshot or mounts", "give a directory")
+        if os.geteuid() != 0:
+            rootless.check(spec)
         linux = spec.get("linux") or {}
         path = linux.get("cgroupsPath")
         if path is None and os.geteuid() == 0:
@@ -189,7 +191,7 @@ class LocalEngine(Latecomer, LocalOperations):
             cgroup=path if path and path.startswith("/") else "",
             plain=runtimes.leaves_little(chosen, spec) and not wanted.runtime_args,
         )
-        return record, spec
+        return record, filters.hand_over(chosen, spec)
 
     def reserve(self, record: Record, config: bytes) -> None:
         """See `Engine.reserve`. The record is complete when it appears: a name of its own first, then a rename."""
@@ -300,10 +302,13 @@ class LocalEngine(Latecomer, LocalOperations):
 
     def _arguments(self, record: Record, flags: str) -> list[str]:
         where = self._directory(record.id)
+        maps: list[str] = []
         if runtimes.find(record.runtime).hide_unified:
             flags += "u"
+            if os.geteuid() != 0:
+                maps = rootless.maps_of_shim()
         return [
-            *("--state", where, "--bundle", record.bundle, "--root", os.path.join(where, "runtime")),
+            *("--state", where, "--bundle", record.bundle, "--root", os.path.join(where, "runtime"), *maps),
             *("--flags", flags or "-", record.id, "--", record.runtime, *record.runtime_args),
         ]
 

@@ -15,7 +15,7 @@ import msgspec
 
 from libctrd import directory
 from libctrd import spec as specs
-from libctrd.engine import shim
+from libctrd.engine import rootless, shim
 from libctrd.engine.base import Spec, so_already, unsupported
 from libctrd.engine.further import Further, write_new
 from libctrd.errors import NotFoundError, RuntimeFailedError, UnavailableError
@@ -54,11 +54,17 @@ class LocalOperations(Further):
 
     def pause(self, id: str) -> None:
         """See `Engine.pause`."""
+        self._require_cgroup(id, "paused")
         self._change(id, "pause")
 
     def resume(self, id: str) -> None:
         """See `Engine.resume`."""
+        self._require_cgroup(id, "resumed")
         self._change(id, "resume")
+
+    def _require_cgroup(self, id: str, what: str) -> None:
+        if os.geteuid() != 0:
+            rootless.require_cgroup(self.record(id), what)
 
     def _change(self, id: str, change: str) -> None:
         try:
@@ -95,6 +101,7 @@ class LocalOperations(Further):
 
     def update(self, id: str, resources: dict[str, Any]) -> None:
         """See `Engine.update`. The runtime knows how its cgroup manager wants it, so it is called."""
+        self._require_cgroup(id, "limited")
         with self._file(id, "update", msgspec.json.encode(resources)) as path:
             self._call(id, "update the limits of", "update", "--resources", path)
 

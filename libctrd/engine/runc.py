@@ -13,12 +13,14 @@ SHIM = "io.containerd.runc.v2"
 
 
 class Runtime:
-    """A choice of runtime: *name* is containerd's, *binary* the OCI runtime's path ("": the shim's own choice)."""
+    """A choice of runtime: *name* is containerd's, *binary* the OCI runtime's path ("": the shim's own choice), *root*
+    the directory in which that keeps what it knows, by namespace.
+    """
 
     def __init__(self, name: str, binary: str, arguments: tuple[str, ...], root: str) -> None:
         self.name = name
         self.binary = binary
-        self._root = root
+        self.root = root
         self._systemd = False
         self._read(arguments)
 
@@ -32,9 +34,9 @@ class Runtime:
             if word == "--systemd-cgroup" and value in ("", "true"):
                 self._systemd = True
             elif word == "--root" and (equals or rest):
-                self._root = value if equals else rest.pop(0)
-                if not os.path.isabs(self._root):
-                    raise InvalidArgumentError(f"the runtime's --root {self._root!r} is not absolute: say --root=/DIR")
+                self.root = value if equals else rest.pop(0)
+                if not os.path.isabs(self.root):
+                    raise InvalidArgumentError(f"the runtime's --root {self.root!r} is not absolute: say --root=/DIR")
             else:
                 raise UnsupportedError(
                     f"the containerd engine cannot give the runtime the argument {word!r}: "
@@ -67,7 +69,7 @@ class Runtime:
         options = protos.message("containerd.runc.v1.Options")(
             no_pivot_root=no_pivot_root,
             binary_name=self.binary,
-            root=self._root,
+            root=self.root,
             systemd_cgroup=self._systemd,
             criu_image_path=checkpoint,
         )

@@ -10,25 +10,30 @@ from msgspec import Struct
 
 from libctrd import proc
 from libctrd import spec as specs
-from libctrd._log import log
-from libctrd.engine import shim
+from libctrd.engine import remembered, rootless, shim
 from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
 from libctrd.locks import Locks
 
 PREFERRED = ("crun", "runc")
+_MOST = 32  # that are remembered, for every command reads them
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MISSING = "/no-such-program"
-_FORMAT = 2  # of the file of what is remembered: other versions of libctrd that run here have files of their own
+_MEMORY = (
+    "runtimes.3.json"  # the number is its format's: other versions of libctrd that run here have files of their own
+)
 
 
 class Runtime(Struct, frozen=True):
-    """A runtime that was tried: its path, whether it works here, and whether cgroup v2 must be hidden from it."""
+    """A runtime that was tried: its path, whether it works here, whether cgroup v2 must be hidden from it, and
+    whether it was built without seccomp, so that it would start containers as if no profile were there.
+    """
 
     path: str
     works: bool
     hide_unified: bool = False
     version: str = ""
     why_not: str = ""
+    lacks_seccomp: bool = False
 
 
 _decoder = msgspec.json.Decoder(dict[str, Runtime])  # see `libctrd._spec_check`
@@ -48,14 +53,26 @@ def locate(name: str) -> str:
     raise NotFoundError(f"there is no OCI runtime {name!r}: install crun or runc, or name the path of another")
 
 
+_places: dict[tuple[str, str], str] = {}  # by name and PATH
+
+
+def _located(name: str) -> str:
+    """The same, looked for once: each start asks thrice. One that has gone since is looked for again."""
+    key = (name, os.environ.get("PATH", ""))
+    path = _places.get(key, "")
+    if not path or not os.access(path, os.X_OK):
+        path = _places[key] = locate(name)
+    return path
+
+
 def find(name: str | None) -> Runtime:
     """The runtime *name*, or the first of `PREFERRED` that works. Raises `NotFoundError` when none does."""
     if name is not None:
-        return _tried(locate(name))
+        return _tried(_located(name))
     reasons = []
     for candidate in PREFERRED:
         try:
-            path = locate(candidate)
+            path = _located(candidate)
         except NotFoundError:
             reasons.append(f"{candidate} is not installed")
             continue
@@ -107,7 +124,7 @@ def _tried(path: str) -> Runtime:
             with _lock:
                 known = {k: v for k, v in _remembered().items() if k.endswith(boot)}
                 if key not in known:
-                    _remember(known | {key: found})
+                    _remember(dict([*known.items(), (key, found)][-_MOST:]))
                 _known[program] = found
         return _known[program]
 
@@ -119,33 +136,15 @@ _trying = Locks()
 _lock = threading.Lock()  # held while what was found out is written down
 
 
-def _memory() -> str:
-    directory = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR", "")
-    return os.path.join(directory, f"ctrd.runtimes.{_FORMAT}.json") if directory else ""
-
-
 def _remembered() -> dict[str, Runtime]:
     try:
-        with open(_memory(), "rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return {}
-            return _decoder.decode(file.read())
-    except (OSError, msgspec.MsgspecError):
+        return _decoder.decode(remembered.read(_MEMORY))
+    except msgspec.MsgspecError:
         return {}  # nothing is known yet; what is damaged is found out again
 
 
 def _remember(known: dict[str, Runtime]) -> None:
-    memory = _memory()
-    if not memory:
-        return
-    temporary = f"{memory}.{os.getpid()}"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(msgspec.json.encode(known))
-        os.rename(temporary, memory)
-    except OSError as error:
-        log.debug("what was found out about OCI runtimes could not be kept in %s: %s", memory, error)
+    remembered.write(_MEMORY, msgspec.json.encode(known))
 
 
 # ---- trying ---------------------------------------------------------------------------------------------------------
@@ -157,7 +156,9 @@ def _try(path: str) -> Runtime:
     for hide in (False, True):
         said = _start_nothing(path, hide)
         if _MISSING in said or "no such file" in said.lower():
-            return Runtime(path, True, hide, version(path))
+            told = output_of(path, "--version")
+            lacks = told.startswith(_KNOWN) and "seccomp" not in told.lower()
+            return Runtime(path, True, hide, told.partition("\n")[0], lacks_seccomp=lacks)
         why_not = why_not or said
         if "hybrid" not in said:
             break
@@ -187,6 +188,8 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
             "--root",
             os.path.join(directory, "runtime"),
         ]
+        if hide_unified and os.geteuid() != 0:
+            arguments += rootless.maps_of_shim()
         arguments += ["--flags", "u" if hide_unified else "-", id, "--", path]
         try:
             starter = shim.Shim(directory, arguments)

@@ -79,13 +79,13 @@ def read_exit(directory: str) -> ExitStatus | None:
     """The exit record of the container whose state is in *directory*; ``None`` while there is none."""
     try:
         record = _exit_decoder.decode(read_whole(os.path.join(directory, EXIT_RECORD)))
+        return exit_status(record.code, record.oom_killed, record.seconds, record.nanoseconds)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise from_os_error(error, f"read the exit record in {directory!r}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, OverflowError) as error:
         raise UnavailableError(f"the exit record in {directory!r} is damaged: {error}") from error
-    return exit_status(record.code, record.oom_killed, record.seconds, record.nanoseconds)
 
 
 class _ProcessExitRecord(msgspec.Struct):
@@ -107,13 +107,13 @@ def read_process_exits(directory: str) -> dict[str, ExitStatus]:
         try:
             with open(path, "rb") as file:
                 record = _process_exit_decoder.decode(file.read())
+            found[record.name] = exit_status(record.code, False, record.seconds, record.nanoseconds)
         except FileNotFoundError:
             continue  # collected meanwhile
         except OSError as error:
             raise from_os_error(error, f"read the exit record {path!r}") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, OverflowError) as error:
             raise UnavailableError(f"the exit record {path!r} is damaged: {error}") from error
-        found[record.name] = exit_status(record.code, False, record.seconds, record.nanoseconds)
     return found
 
 
@@ -220,7 +220,18 @@ def _exchange(peer: socket.socket, directory: str, text: str) -> str:
 
 
 def check(reply: str, directory: str, text: str) -> None:
-    """Raises the error that *reply* is, if it is one."""
+    """Raises the error that *reply* is, if it is one; `UnavailableError` when it is malformed."""
+    try:
+        _check(reply, directory, text)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, CtrdError):
+            raise
+        raise UnavailableError(
+            f"the shim in {directory!r} answered {reply!r} to {text!r}, which cannot be: it may be of another libctrd"
+        ) from error
+
+
+def _check(reply: str, directory: str, text: str) -> None:
     word, _, rest = reply.partition(" ")
     if not reply:
         raise NotFoundError(f"the shim in {directory!r} ended before it answered {text!r}")

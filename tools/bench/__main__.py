@@ -30,6 +30,7 @@ Group = Callable[[argparse.Namespace, str, Path], Iterable[Result]]
 GROUPS: dict[str, Group] = {
     "starts": lambda given, rootfs, place: starts.measure(rootfs, place, given.rounds, given.runtime),
     "phases": lambda given, rootfs, place: phases.measure(rootfs, place, given.rounds),
+    "profile": lambda given, rootfs, place: starts.measure_profile(rootfs, place, given.rounds),
     "rates": lambda given, rootfs, place: rates.measure(
         rootfs, place, given.containers, given.runtime, given.go_client
     ),

@@ -1,0 +1,50 @@
+"""The targets of the fuzzer with what it starts from, with what it has found, and with random bytes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import fuzz_targets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libctrd.errors import CtrdError
+
+FOUND: dict[str, list[bytes]] = {
+    "exit_records": [b'{"name":"x","code":7,"oom_killed":false,"seconds":1700000000000000,"nanoseconds":5}'],
+}
+"""What once raised something else."""
+
+
+def take(name: str, data: bytes) -> None:
+    """A target may refuse its bytes, in the words of libctrd, and nothing else."""
+    with contextlib.suppress(CtrdError):
+        fuzz_targets.TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", fuzz_targets.TARGETS)
+def test_a_target_takes_what_it_starts_from_and_what_was_found(name: str) -> None:
+    """And each of them cut off and with a byte changed."""
+    assert fuzz_targets.SEEDS[name]
+    for data in fuzz_targets.SEEDS[name] + FOUND.get(name, []):
+        take(name, data)
+        for place in range(0, len(data), max(1, len(data) // 40)):
+            take(name, data[:place])
+            take(name, data[:place] + bytes([data[place] ^ 0x80]) + data[place + 1 :])
+
+
+@pytest.mark.parametrize("name", fuzz_targets.TARGETS)
+def test_a_target_takes_any_bytes(name: str) -> None:
+    """Alone, and between the pieces of what it starts from."""
+    seeds = st.sampled_from(fuzz_targets.SEEDS[name])
+
+    @settings(max_examples=60)
+    @given(
+        st.binary(max_size=200)
+        | st.builds(lambda a, b, c: a[: len(a) // 2] + b + c[len(c) // 2 :], seeds, st.binary(max_size=9), seeds)
+    )
+    def try_them(data: bytes) -> None:
+        take(name, data)
+
+    try_them()

@@ -1,0 +1,156 @@
+"""A container that turns on its own streams, and a user who tries what is not his: nobody hangs or gets in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_kit import leftovers
+
+import libctrd
+from libctrd.client import Client
+
+Make = Callable[..., dict[str, Any]]
+WAIT = 60.0
+PYTHON = os.path.realpath(sys.executable)
+
+
+@pytest.fixture
+def python_spec(tmp_path: Path) -> Make:
+    """The spec of a container that runs a script with this host's own Python."""
+    root = tmp_path / "root"
+    for name in ("usr", "proc", "sys", "dev", "tmp", "etc"):
+        (root / name).mkdir(parents=True)
+    binds = ["/usr"] if sys.base_prefix.startswith("/usr") else ["/usr", sys.base_prefix]
+    for name in ("bin", "lib", "lib64"):
+        if os.path.islink(f"/{name}"):
+            (root / name).symlink_to(os.readlink(f"/{name}"))
+        elif os.path.isdir(f"/{name}"):
+            (root / name).mkdir()
+            binds.append(f"/{name}")
+    mounts = [{"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]} for path in binds]
+
+    def make(script: str, **settings: Any) -> dict[str, Any]:
+        return libctrd.spec.default([PYTHON, "-c", textwrap.dedent(script)], str(root), mounts=mounts, **settings)
+
+    return make
+
+
+def test_it_changes_the_size_of_its_pipes_while_it_writes(client: Client, python_spec: Make) -> None:  # C28
+    """From a page to a mebibyte and back, for each piece: every byte arrives, in order."""
+    spec = python_spec("""
+        import fcntl, os
+        sizes = (4096, 1 << 20, 65536)
+        for n in range(600):
+            try:
+                fcntl.fcntl(1, 1031, sizes[n % 3])
+            except OSError:
+                pass  # there is more in it
+            data = b"%06d\\n" % n * 100
+            while data:
+                data = data[os.write(1, data):]
+    """)
+    done = libctrd.run(spec=spec, client=client, capture_output=True, timeout=WAIT)
+    assert (done.exit_code, done.stderr) == (0, b"")
+    assert done.stdout == b"".join(b"%06d\n" % n * 100 for n in range(600))
+
+
+def test_it_reads_its_own_output_and_writes_its_own_input(client: Client, python_spec: Make) -> None:
+    """Through /proc/self/fd it opens the other ends. What it takes from itself is its loss; its end is told."""
+    spec = python_spec("""
+        import os
+        out = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+        own = os.open("/proc/self/fd/0", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(own, b"to myself\\n")
+        assert os.read(0, 100) == b"to myself\\n"
+        for _ in range(2000):
+            os.write(1, b"x" * 100)
+            try:
+                os.read(out, 60)
+            except BlockingIOError:
+                pass
+        os.write(2, b"done\\n")
+        os._exit(5)  # with all of it open
+    """)
+    container = client.create("narcissus", spec)
+    container.start(libctrd.PIPE)
+    container.stdin.close()
+    out, err = container.stdout.read(), container.stderr.read()
+    assert container.wait(WAIT).code == 5
+    container.clean()
+    assert err == b"done\n"
+    assert set(out) <= {ord("x")}
+
+
+def test_it_leaves_a_child_with_all_of_its_streams(client: Client, python_spec: Make, state_dir: str) -> None:
+    """With a pid namespace of its own the child goes with it: neither the wait nor the clean waits for it."""
+    spec = python_spec("""
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            for fd in (0, 1, 2):
+                for flags in (os.O_RDONLY, os.O_WRONLY):
+                    os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK)
+            time.sleep(1000)
+        os.write(1, b"gone\\n")
+    """)
+    done = libctrd.run(spec=spec, client=client, capture_output=True, timeout=WAIT)
+    assert (done.exit_code, done.stdout) == (0, b"gone\n")
+    assert not any(leftovers(state_dir).values())
+
+
+def test_it_forks_as_much_as_its_limit_lets_it(client: Client, spec: Make, state_dir: str) -> None:
+    """It cannot do more, and it goes at once when it is cleaned."""
+    bomb = "bomb() { bomb | bomb & }; echo begun; bomb; while :; do bomb; done"
+    container = client.create("bomb", spec(bomb, pids_limit=40))
+    container.start(libctrd.Stdio(libctrd.NULL, libctrd.PIPE, libctrd.NULL))
+    assert container.stdout.read(6) == b"begun\n"
+    container.clean(force=True)
+    assert client.containers() == []
+
+
+@pytest.mark.local("its sockets are the shim's")
+def test_another_user_reaches_no_socket_and_no_fifo(client: Client, spec: Make) -> None:
+    """Nor the record: whoever may not enter the directory gets nothing of it."""
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None, "util-linux has it"
+    container = client.create("private", spec("sleep 100"))
+    container.start(libctrd.PIPE)
+    names = sorted(os.listdir(container.bundle))
+    assert {"shim.sock", "init-stdout", "state.json", "config.json"} <= set(names)
+    script = """
+        import os, socket, sys
+        bundle, *names = sys.argv[1:]
+        for name in names:
+            path = f"{bundle}/{name}"
+            tries = [lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK), lambda: os.stat(path), lambda: os.unlink(path)]
+            if name.endswith(".sock"):
+                tries.append(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect(path))
+            for attempt in tries:
+                try:
+                    attempt()
+                except PermissionError:
+                    continue
+                sys.exit(f"{path} was reached")
+        for gone in (lambda: os.rename(bundle, bundle + "x"), lambda: os.symlink("/", bundle + "y")):
+            try:
+                gone()
+            except PermissionError:
+                continue
+            sys.exit(f"{bundle} was moved")
+    """
+    python = shutil.which("python3", path="/usr/bin:/bin") or PYTHON
+    nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = subprocess.run(
+        [*nobody, python, "-c", textwrap.dedent(script), container.bundle, *names],
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    container.clean(force=True)
