@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import tempfile
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def main() -> int:
     made = build_all(targets, said.out, said.cache.resolve(), seconds)
     for path in made:
         print(f"{digest(path)}  {path.name}")
-    print(f"\nBuilt into {said.out}: the sdist, and {len(targets)} of {len(TARGETS)} wheels, each audited: {AUDITED}.")
+    print(f"\nBuilt by the headers of CPython {platform.python_version()}, which counts for the bytes of the wheels.")
+    print(f"Built into {said.out}: the sdist, and {len(targets)} of {len(TARGETS)} wheels, each audited: {AUDITED}.")
     if not said.check_reproducible:
         print("Not checked: whether they come out the same once more (--check-reproducible).")
         return 0
