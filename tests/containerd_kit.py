@@ -71,6 +71,17 @@ def until(condition: Callable[[], object], what: str | Callable[[], str], second
         pause.wait(0.005)
 
 
+def stop_still(pid: int) -> None:
+    """Stops that process; returns when none of its threads runs any more, so that it answers nothing from then on."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stands() -> bool:
+        tasks = [Path(task, "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+        return all(text.rpartition(")")[2].split()[0] == "T" for text in tasks)
+
+    until(stands, f"process {pid} stopped")
+
+
 class Containerd:
     """A daemon in a directory of its own. It is killed when this process ends, its containers are not: see `remove`."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from containerd_kit import program
+from containerd_kit import program, stop_still
 from field_kit import need_root, output_of
 from peer_kit import Peer, as_nobody, peer
 
@@ -234,7 +234,7 @@ def test_a_signal_gives_a_call_up_unless_it_is_whole(channel: Channel, running: 
         os.kill(pid, signal.SIGCONT)
 
     before = signal.signal(signal.SIGALRM, handler)
-    os.kill(pid, signal.SIGSTOP)
+    stop_still(pid)
     timer = threading.Timer(1.0, go_on)
     timer.start()
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 import pytest
 from cli_kit import Ctrd
-from containerd_kit import Containerd
+from containerd_kit import Containerd, stop_still
 from field_kit import WAIT, census, more_than, need_root, refused, until
 from peer_kit import Peer, as_nobody, peer
 
@@ -204,7 +204,7 @@ def test_an_address_that_names_no_socket(address: str) -> None:
 def test_a_daemon_that_is_stopped(new_containerd: Callable[[], Containerd], monkeypatch: pytest.MonkeyPatch) -> None:
     quick(monkeypatch)
     daemon = new_containerd()
-    os.kill(daemon.pid, signal.SIGSTOP)
+    stop_still(daemon.pid)
     until(lambda: {state(thread) for thread in Path(f"/proc/{daemon.pid}/task").iterdir()} == {"T"})
     with refused_in_time(DeadlineError, "is it containerd, and is that stopped?", daemon.socket):
         libctrd.connect(daemon.address)

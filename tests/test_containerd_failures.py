@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from containerd_kit import Containerd, left_behind, new_namespace, nothing_left
+from containerd_kit import Containerd, left_behind, new_namespace, nothing_left, stop_still
 from field_kit import Make, until
 
 import libctrd
@@ -66,7 +66,7 @@ class Fault:
             return
         self.armed, self._struck = False, True
         if self._kind == "stopped":
-            os.kill(self._daemon.pid, signal.SIGSTOP)
+            stop_still(self._daemon.pid)
         else:
             if self._kind == "lost":
                 do()
@@ -160,7 +160,7 @@ def test_a_daemon_that_is_stopped_gets_few_messages(daemon: Containerd, monkeypa
 
     monkeypatch.setattr(Channel, "future", counted)
     with libctrd.connect(daemon.address, namespace=new_namespace()) as client:
-        os.kill(daemon.pid, signal.SIGSTOP)
+        stop_still(daemon.pid)
         client._engine._exits.start()  # type: ignore[attr-defined]
         assert enough.wait(10)
         while_stopped = len(sent)
