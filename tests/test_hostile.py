@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -13,32 +12,23 @@ from typing import Any
 
 import pytest
 from engine_kit import leftovers
+from host_kit import PYTHON, host_root
 
 import libctrd
 from libctrd.client import Client
 
 Make = Callable[..., dict[str, Any]]
 WAIT = 60.0
-PYTHON = os.path.realpath(sys.executable)
 
 
 @pytest.fixture
 def python_spec(tmp_path: Path) -> Make:
     """The spec of a container that runs a script with this host's own Python."""
-    root = tmp_path / "root"
-    for name in ("usr", "proc", "sys", "dev", "tmp", "etc"):
-        (root / name).mkdir(parents=True)
-    binds = ["/usr"] if sys.base_prefix.startswith("/usr") else ["/usr", sys.base_prefix]
-    for name in ("bin", "lib", "lib64"):
-        if os.path.islink(f"/{name}"):
-            (root / name).symlink_to(os.readlink(f"/{name}"))
-        elif os.path.isdir(f"/{name}"):
-            (root / name).mkdir()
-            binds.append(f"/{name}")
-    mounts = [{"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]} for path in binds]
+    host = host_root(tmp_path / "root")
 
     def make(script: str, **settings: Any) -> dict[str, Any]:
-        return libctrd.spec.default([PYTHON, "-c", textwrap.dedent(script)], str(root), mounts=mounts, **settings)
+        words = [PYTHON, "-c", textwrap.dedent(script)]
+        return libctrd.spec.default(words, host.rootfs, mounts=host.mounts, **settings)
 
     return make
 

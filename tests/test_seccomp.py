@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bpf_kit import verdict
 from engine_kit import need_runtime
+from host_kit import PYTHON, HostRoot, host_root
 
 import libctrd
 from libctrd import seccomp
@@ -44,7 +45,6 @@ def words(text: str) -> set[str]:
     return set(text.split())
 
 
-PYTHON = os.path.realpath(sys.executable)
 KILLED = 128 + 31  # SIGSYS
 REFUSED = words("""
     acct add_key bpf clock_adjtime clock_settime create_module delete_module fanotify_init finit_module fsconfig
@@ -138,23 +138,12 @@ def test_a_further_architecture_is_named() -> None:
 
 
 @pytest.fixture
-def host_rootfs(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """A root file system with the host's own /usr, read-only: its Python, its programs in Go."""
-    root = tmp_path / "root"
-    for name in ("usr", "proc", "sys", "dev", "tmp", "etc"):
-        (root / name).mkdir(parents=True)
-    mounts = ["/usr"] if sys.base_prefix.startswith("/usr") else ["/usr", sys.base_prefix]
-    for name in ("bin", "lib", "lib64"):
-        if os.path.islink(f"/{name}"):
-            (root / name).symlink_to(os.readlink(f"/{name}"))
-        elif os.path.isdir(f"/{name}"):
-            (root / name).mkdir()
-            mounts.append(f"/{name}")
-    binds = [{"destination": m, "type": "bind", "source": m, "options": ["rbind", "ro"]} for m in mounts]
-    return str(root), binds
+def host_rootfs(tmp_path: Path) -> HostRoot:
+    """See `host_root`."""
+    return host_root(tmp_path / "root")
 
 
-def probe(client: Client, host: tuple[str, list[dict[str, Any]]], calls: list[Any], **settings: Any) -> dict[str, int]:
+def probe(client: Client, host: HostRoot, calls: list[Any], **settings: Any) -> dict[str, int]:
     """The errno of each call, by name, as a program in a container with all capabilities gets it."""
     rootfs, mounts = host
     spec = libctrd.spec.default(
@@ -168,7 +157,7 @@ def probe(client: Client, host: tuple[str, list[dict[str, Any]]], calls: list[An
     return found
 
 
-def test_what_reaches_the_host_is_refused(client: Client, host_rootfs: tuple[str, list[dict[str, Any]]]) -> None:
+def test_what_reaches_the_host_is_refused(client: Client, host_rootfs: HostRoot) -> None:
     """Also to root with CAP_SYS_ADMIN; without the profile the kernel looks at the arguments, and finds them wrong."""
     numbers = {"x86_64": X86_64, "aarch64": AARCH64}.get(platform.machine())
     if numbers is None:
@@ -189,9 +178,7 @@ def test_what_reaches_the_host_is_refused(client: Client, host_rootfs: tuple[str
     assert errno.EPERM not in (free["keyctl"], free["setns"], free["clone3"])
 
 
-def test_a_new_namespace_is_refused_and_a_new_thread_is_not(
-    client: Client, host_rootfs: tuple[str, list[dict[str, Any]]]
-) -> None:
+def test_a_new_namespace_is_refused_and_a_new_thread_is_not(client: Client, host_rootfs: HostRoot) -> None:
     """Both are clone: the filter looks at its flags. A socket to the host of a virtual machine is refused too."""
     script = """
         import ctypes, os, platform, socket, subprocess, threading
@@ -220,7 +207,7 @@ def test_a_new_namespace_is_refused_and_a_new_thread_is_not(
     assert (done.stdout, done.stderr) == (b"right\n", b"")
 
 
-def test_a_program_in_go_runs(client: Client, host_rootfs: tuple[str, list[dict[str, Any]]]) -> None:
+def test_a_program_in_go_runs(client: Client, host_rootfs: HostRoot) -> None:
     """Its runtime has threads, timers and signals of its own making."""
     program = shutil.which("containerd", path=os.environ["PATH"] + ":/usr/sbin")
     if program is None:

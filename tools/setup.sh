@@ -120,3 +120,17 @@ make_rootfs() {
 	printf 'root:x:0:\nnogroup:x:65534:\n' >"$new/etc/group"
 	mv "$new" "$rootfs"
 }
+
+# What is installed by `make_test_venv`.
+install_in_place() {
+	say "libctrd in place, and what tests and checks need"
+	"$venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.1' 'cffi>=1.16'
+	"$venv/bin/pip" install -q --no-build-isolation -e "${root}[test,lint]"
+}
+
+# The environment of the tests, .venv-test, with the package in place, unless that is up to date. Sets venv.
+make_test_venv() {
+	venv=$root/.venv-test
+	make_venv "$venv"
+	once "$venv/built" "$(fingerprint "${compiled[@]}")" install_in_place
+}
