@@ -39,7 +39,8 @@ def nothing_left() -> Iterator[None]:
     before, children = open_fds(), psutil.Process().children()
     yield
     gc.collect()
-    assert open_fds() == before
+    # Fewer is none of its business: what an earlier test has left to a thread of a library may be closed any time.
+    until(lambda: open_fds() <= before)
     assert psutil.Process().children() == children
 
 

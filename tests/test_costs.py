@@ -58,7 +58,9 @@ def traced(log: Path, script: str, *arguments: str, calls: str = "all") -> list[
     """Runs *script* under strace; the lines of its log, each with a pid."""
     if shutil.which("strace") is None:
         pytest.skip("there is no strace, to count system calls with: apt-get install strace")
-    command = ["strace", "-f", "-qq", "-o", log, "-e", f"trace={calls}", sys.executable, "-c", script, *arguments]
+    # -s: strace cuts a string after 32 characters, and with it the name of a program that lies deep.
+    whole = ["strace", "-f", "-qq", "-s", "4096", "-o", log]
+    command = [*whole, "-e", f"trace={calls}", sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return log.read_text().splitlines()

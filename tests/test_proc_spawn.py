@@ -79,7 +79,7 @@ def test_any_map_comes_out_right(data: st.DataObject) -> None:
             null = dict.fromkeys((0, 1, 2), inode(os.stat("/dev/null")))
             expected = {target: inode(os.fstat(source)) for target, source in plan.items()}
             assert child.fds() == null | expected
-        assert open_fds() == before
+        assert open_fds() <= before
     finally:
         for fd in files:
             os.close(fd)
