@@ -74,7 +74,7 @@ def test_a_source_that_rested_wakes_the_relay_again() -> None:
 
 @pytest.mark.parametrize("room", [4096, 65536, 1 << 20])
 def test_a_writer_without_a_pause_loses_nothing_to_the_rests(room: int) -> None:
-    """It fills the pipe again while it is emptied, so that a turn ends with more to do: the relay may rest there too."""
+    """It fills the pipe while that is emptied, so that a turn ends with more to do: the relay may rest there too."""
     reads, writes = os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, room)
     pump = relay.discard(reads)
