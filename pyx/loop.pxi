@@ -166,6 +166,10 @@ cdef void turn(pump_t *pump) noexcept nogil:
         result = turn_copy(pump)
     else:
         result = turn_buffer(pump)
+        pthread_mutex_lock(&lock)
+        if pump.held:                   # after the turn, not amid it: a loop is woken for much at once
+            ring(pump)
+        pthread_mutex_unlock(&lock)
     if result == OVER:
         over(pump)
         return

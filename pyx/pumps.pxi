@@ -222,18 +222,18 @@ cdef void wake_waiters(pump_t *pump) noexcept nogil:
         if waiter.for_bytes or pump.done:
             sem_post(&waiter.woken)
         waiter = waiter.next
-    if pump.asked:
-        pump.asked = False
-        ring(pump)
 
 
 cdef void ring(pump_t *pump) noexcept nogil:
-    """Puts a pump into the list of its bell. Needs the lock.
+    """Puts a pump that was asked into the list of its bell. Needs the lock.
 
     Who finds the list empty makes the descriptor readable. Who hears the bell reads the descriptor first and takes the list
     then: what is put in after that finds it empty, so nothing waits in there without the descriptor being readable.
     """
     cdef uint64_t one = 1
+    if not pump.asked:
+        return
+    pump.asked = False
     if pump.rung or pump.bell.fds[1] < 0:
         return
     pump.rung = True
@@ -266,6 +266,7 @@ cdef void become_done(pump_t *pump) noexcept nogil:
     if not pump.done:
         pump.done = True
         wake_waiters(pump)
+        ring(pump)
         queue_job(pump)
 
 

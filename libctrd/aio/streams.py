@@ -63,6 +63,8 @@ class Reader:
 
         When it is cancelled nothing is lost: the next read has it.
         """
+        if not self._lines.locked() and (end := self._held.find(b"\n", self._at) + 1):
+            return self._take(end - self._at)  # as with most lines: nobody is to be waited for
         async with self._lines:
             while True:
                 end = self._held.find(b"\n", self._at) + 1
@@ -93,10 +95,9 @@ class Reader:
         return self
 
     async def __anext__(self) -> bytes:
-        line = await self.readline()
-        if not line:
-            raise StopAsyncIteration
-        return line
+        if line := await self.readline():
+            return line
+        raise StopAsyncIteration
 
 
 class Writer:
