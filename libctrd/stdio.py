@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from libctrd import _checks, reactor, relay
 from libctrd._checks import fd_of
@@ -26,7 +26,6 @@ STDERR_WITH_TERMINAL = _checks.ILLUMOS
 DISCARD_SECONDS = 3.0
 GROWN = 1 << 20
 """Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
-
 
 STREAMS = ("stdin", "stdout", "stderr")
 """The names of the three, in their order."""
@@ -56,6 +55,13 @@ NULL = Choice.NULL
 DETACHED = Choice.DETACHED
 """A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
 container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
+
+
+class Text(NamedTuple):
+    """How streams are read and written as text."""
+
+    encoding: str
+    errors: str
 
 
 class HasFileno(Protocol):
@@ -293,7 +299,8 @@ class Streams:
         self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self.gathered: dict[str, relay.Buffer] = {}
-        self.readers: dict[str, object] = {}  # what an event loop keeps of each
+        self.text: Text | None = None
+        self.wrapped: dict[str, Any] = {}  # what makes text of each, or an event loop reads of it
         self._stdin_pump: relay.Pump | None = None
         self._given_up: set[str] = set()
 
@@ -380,6 +387,12 @@ class Streams:
                 fd = choice if isinstance(choice, int) else own
                 self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
                 self.pumps.append(self.delivering[name])
+
+    def collect(self, name: str, fifo: Fifo) -> relay.Buffer:
+        """Gathers from now on all that comes of an output that the caller has read himself until now."""
+        self.captured[name] = pump = relay.buffer(fifo, limit=None)
+        self.pumps.append(pump)
+        return pump
 
     def all_pumps(self) -> list[relay.Pump]:
         """Whatever the relay moves for this process."""

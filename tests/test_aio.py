@@ -8,6 +8,7 @@ import gc
 import inspect
 import os
 import threading
+import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -62,7 +63,7 @@ INNER = {
     libctrd.Process: {"began", "clean", "drained", "exited", "failed", "let_go", "let_go_of_ends", "open", "take"},
     libctrd.EventStream: {"get_nowait", "put"},
 }
-AT_ONCE = {"close", "events", "give_up_output", "process", "subscribe", "undelivered"}
+AT_ONCE = {"close", "container", "events", "give_up_output", "process", "subscribe", "undelivered"}
 
 
 @pytest.mark.parametrize(("sync", "mirror"), PAIRS)
@@ -283,6 +284,69 @@ def test_a_terminal_has_no_stderr_that_says_anything(any_client: Client, spec: M
     asyncio_run(main())
 
 
+# ---- as subprocess has it ------------------------------------------------------------------------------------------
+
+
+def test_a_container_in_a_block_communicates_and_is_gone_after_it(
+    any_client: Client, rootfs: str, in_loop: Callable[[Main], None]
+) -> None:
+    data = os.urandom(3 << 20)
+
+    async def main() -> None:
+        client = aio.Client(any_client)
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE, "stderr": aio.PIPE}
+        script = ["/bin/sh", "-c", "echo err >&2; cat; exit 4"]
+        async with client.container(script, rootfs=rootfs, **pipes) as container:
+            assert await container.communicate(data, WAIT) == (data, b"err\n")
+            assert (await container.wait()).code == 4
+            with pytest.raises(InvalidArgumentError, match="has sent an input before"):
+                await container.communicate(b"again")
+        async with client.container(["/bin/cat"], rootfs=rootfs, id="web", **pipes, text=True) as container:
+            process = await container.exec(["/bin/sh", "-c", "echo further"])
+            assert await process.communicate(timeout=WAIT) == (b"further\n", b"")
+            assert container.stdin is not None
+            assert container.stdout is not None
+            assert await container.stdin.write("h\u00e4h\r\nsecond") == 11
+            assert await container.stdout.readline() == "h\u00e4h\n"
+            assert await container.stdout.read(3) == "sec"
+            assert await container.stdout.read(100) == "ond"
+        assert (await container.wait()).code == 137
+        assert await client.containers() == []
+
+    in_loop(main())
+
+
+def test_communicate_in_a_loop_can_be_called_again_after_its_time_limit(any_client: Client, rootfs: str) -> None:
+    async def main() -> None:
+        client = aio.Client(any_client)
+        go = f"/tmp/{uuid.uuid4()}"
+        script = f"echo begun; cat; while test ! -e {go}; do usleep 10000; done; echo end"
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE}
+        async with client.container(["/bin/sh", "-c", script], rootfs=rootfs, **pipes, encoding="utf-8") as container:
+            for data in ("s\u00e4nt once", None):
+                with pytest.raises(DeadlineError, match=r"did not end within 0\.1 s"):
+                    await container.communicate(data, 0.1)
+            await (await container.exec(["/bin/touch", go], aio.NULL)).wait(WAIT)
+            assert await container.communicate(timeout=WAIT) == ("begun\ns\u00e4nt onceend\n", None)
+
+    asyncio_run(main())
+
+
+def test_a_character_that_comes_in_parts_is_one(any_client: Client, rootfs: str) -> None:
+    async def main() -> None:
+        script = ["/bin/sh", "-c", "printf '\\303'; read x; printf '\\244\\n'"]
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE}
+        async with aio.Client(any_client).container(script, rootfs=rootfs, **pipes, text=True) as container:
+            assert container.stdin is not None
+            assert container.stdout is not None
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(container.stdout.read(10), 0.1)
+            await container.stdin.write("\n")
+            assert [line async for line in container.stdout] == ["\u00e4\n"]
+
+    asyncio_run(main())
+
+
 # ---- cancelled -----------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +458,8 @@ def test_a_loop_has_one_descriptor_for_everything(any_client: Client, spec: Make
             await container.stdin.write(b"now\n")
         assert await asyncio.gather(*reads) == [b"now\n"] * 5
         assert [status.code for status in await asyncio.gather(*waits)] == [0] * 5
+
+    gc.collect()  # those of the loops before this one
 
     def bell_count() -> int:
         assert crossings.crossing() is crossings.crossing()

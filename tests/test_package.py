@@ -31,7 +31,7 @@ MOST_LINES = 500
 LAYERS = (
     ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "inotify", "locks", "milestone", "proc", "shape"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "inotify", "locks", "proc", "shape"),
     ("state",),
     ("engine.channel",),
     ("fifo",),
@@ -54,6 +54,7 @@ LAYERS = (
     ("owning", "unread"),
     ("process",),
     ("attaching", "changes", "starting", "telling"),
+    ("asking", "text"),
     ("container",),
     ("handling",),
     ("client", "restoring"),
