@@ -117,7 +117,7 @@ LAYERS = (
     ("aio.mirror", "aio.streams"),
     ("aio.containers",),
     ("aio.clients",),
-    ("aio", "testing"),
+    ("aio", "doctor", "testing"),
     ("serve.changes", "serve.eventlog", "serve.keeper", "serve.metrics", "serve.sockets"),
     ("serve.wire",),
     ("serve.checkpoints", "serve.descriptions"),
