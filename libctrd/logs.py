@@ -57,9 +57,14 @@ def wanted(path: str, form: str, size: int, files: int) -> Log:
     return Log(path, form == "json", size, files)
 
 
-def remember(bundle: str, log: Log) -> None:
+def _record(container: Container) -> str:
+    """In our own directory for it: its bundle may be another user's, who could name any file of the host there (C19)."""
+    return os.path.join(container._client._root, container.id, _RECORD)
+
+
+def remember(container: Container, log: Log) -> None:
     """Writes down what the log of a container that is about to start will be."""
-    path = os.path.join(bundle, _RECORD)
+    path = _record(container)
     try:
         with open(path, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
             file.write(msgspec.json.encode(log))
@@ -67,15 +72,15 @@ def remember(bundle: str, log: Log) -> None:
         raise from_os_error(error, f"write down where the log is, in {path!r}") from error
 
 
-def forget(bundle: str) -> None:
+def forget(container: Container) -> None:
     """It did not start: takes back what `remember` has written."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(bundle, _RECORD))
+        os.unlink(_record(container))
 
 
 def _recorded(container: Container) -> Log:
     try:
-        with open(os.path.join(container.bundle, _RECORD), "rb") as file:
+        with open(_record(container), "rb") as file:
             return msgspec.json.decode(file.read(), type=Log)
     except (FileNotFoundError, msgspec.MsgspecError):
         raise NotFoundError(

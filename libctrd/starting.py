@@ -85,7 +85,7 @@ def launch(
         if log_file is not None:
             from libctrd import logs  # not at every start
 
-            logs.remember(container.bundle, log_file)
+            logs.remember(container, log_file)
         asked = True
         pid = client._engine.create(request)
     except BaseException as error:
@@ -105,7 +105,7 @@ def launch(
                 client._forget(container)
         else:
             if log_file is not None:
-                logs.forget(container.bundle)
+                logs.forget(container)
             client._engine.unclaim(container._record)
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
