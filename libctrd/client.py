@@ -28,6 +28,7 @@ from libctrd.errors import (
     NotFoundError,
     from_os_error,
 )
+from libctrd.held import held
 from libctrd.locks import Locks
 from libctrd.owning import Owners
 from libctrd.state import Event
@@ -129,15 +130,17 @@ class Client(Telling):
                 uid, gid = specs.host_root(spec)
                 if (uid, gid) not in ((0, 0), (os.geteuid(), os.getegid())):
                     bundle = os.path.join(directory.for_root(self._root, uid, gid), id)
-                    directory.remove_tree(bundle)
+                    directory.remove_tree(bundle, follow=False)
                     directory.make(bundle, uid, gid)
                 record, spec = self._engine.plan(id, bundle, spec, wanted)
                 config = specs.encode(spec, checked=True)
-                _write(os.path.join(bundle, CONFIG), config)
+                _write(os.path.join(path, CONFIG), config)  # which is believed; the other one is container root's to change
+                if bundle != path:
+                    with held(bundle, self._root) as where:
+                        _write(os.path.join(where, CONFIG), config)
                 self._engine.reserve(record, config)
             except BaseException:
-                directory.remove_tree(bundle)
-                directory.remove_tree(path)
+                self._remove_directories(bundle, path)
                 raise
             finally:
                 os.close(claim)
@@ -186,8 +189,15 @@ class Client(Telling):
             state = "has ended and keeps its exit record" if snapshot.exit else f"is {snapshot.status}"
             raise AlreadyExistsError(f"container {id!r} {state}: remove it first (`ctrd rm {id}`) or choose another id")
         self._engine.delete(id, force=True)
-        directory.remove_tree(bundle)
-        directory.remove_tree(path)
+        self._remove_directories(bundle, path)
+
+    def _remove_directories(self, bundle: str, path: str) -> None:
+        """Removes the directory of a container, and *path*, ours for it, when that is another one (C19)."""
+        try:
+            if bundle != path:
+                directory.remove_tree(bundle, follow=os.path.dirname(bundle) == self._root)
+        finally:
+            directory.remove_tree(path)
 
     def containers(self) -> list[Container]:
         """Every container of the engine, whoever started it, by id."""
@@ -283,9 +293,7 @@ class Client(Telling):
             self._engine.delete(id, force)
             if not directory.clean_disabled():
                 self._engine.release(id)
-                if container.bundle != path:
-                    directory.remove_tree(container.bundle)
-                directory.remove_tree(path)
+                self._remove_directories(container.bundle, path)
         finally:
             os.close(claim)
         self._forget(container)

@@ -125,7 +125,10 @@ class Container:
 
         Of a container that another program made the engine tells it.
         """
-        return self._client._engine.spec(self.id) if self._record.foreign else specs.load(self.bundle)
+        if self._record.foreign:
+            return self._client._engine.spec(self.id)
+        ours = os.path.join(self._client._root, self.id)  # its bundle may be one that the container's root can write (C19)
+        return specs.load(ours if os.path.lexists(os.path.join(ours, specs.CONFIG)) else self.bundle)
 
     # ---- streams -------------------------------------------------------------------------------------------------
 
@@ -464,7 +467,7 @@ class Container:
         """Of a container that another program made there is a directory only while it holds fifos of ours."""
         if self._record.foreign:
             with contextlib.suppress(OSError):  # there still are some
-                os.rmdir(self.bundle)
+                os.rmdir(self.bundle)  # it lies in our own directory: other programs' containers have no other
 
     # ---- what must hold ------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from libctrd.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from libctrd.held import held
 from libctrd.process import Process
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
 from libctrd.stdio import DETACHED, Callback, Choice, Stdio, discard_fifos
@@ -218,7 +219,8 @@ def _give_notice(container: Container) -> None:
     client = container._client
     _become_owner(container)
     if any(os.path.lexists(fifo_path(container.bundle, INIT, stream)) for stream in ("stdout", "stderr")):
-        discard_fifos(container.bundle, INIT)
+        with held(container.bundle, client._root) as where:
+            discard_fifos(where, INIT)
     with contextlib.suppress(NotFoundError):
         client._engine.signal(container.id, INIT, _SIGTERM)
 

@@ -124,12 +124,13 @@ def fifos_in(directory: str) -> set[str]:
         return set()
 
 
-def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = True) -> IOPipe:
+def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = True, named: str = "") -> IOPipe:
     """Opens a process's three fifos in *directory* without waiting for a peer (C13).
 
     The directory is made when it is missing (0700), and so is each fifo. With *terminal* there is no stderr fifo,
     except on Solaris and illumos, and stderr reads as empty. Without *stdin* that fifo is left out. If one fails, those
-    already open are closed, those that were made are removed, and the error is raised.
+    already open are closed, those that were made are removed, and the error is raised. *named* is the name of a
+    *directory* that is reached in another way.
     """
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -142,7 +143,8 @@ def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = Tr
         where = path(directory, process, stream)
         if not os.path.lexists(where):
             made.append(where)
-        return open_fifo(where, flags | os.O_CREAT | os.O_NONBLOCK, 0o700)
+        shown_as = path(named, process, stream) if named else None
+        return open_fifo(where, flags | os.O_CREAT | os.O_NONBLOCK, 0o700, shown_as=shown_as)
 
     try:
         if stdin:
@@ -295,9 +297,9 @@ class Streams:
         names = [name for name, choice in zip(STREAMS, self.chosen, strict=True) if choice is not NULL]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
 
-    def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
+    def open(self, directory: str, process: str, tell: Callable[[], None], named: str = "") -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
-        self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL)
+        self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL, named=named)
         if isinstance(self.pipe.stdin, Fifo):
             self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
