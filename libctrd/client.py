@@ -134,7 +134,9 @@ class Client(Telling):
                     directory.make(bundle, uid, gid)
                 record, spec = self._engine.plan(id, bundle, spec, wanted)
                 config = specs.encode(spec, checked=True)
-                _write(os.path.join(path, CONFIG), config)  # which is believed; the other one is container root's to change
+                _write(
+                    os.path.join(path, CONFIG), config
+                )  # which is believed; the other one is container root's to change
                 if bundle != path:
                     with held(bundle, self._root) as where:
                         _write(os.path.join(where, CONFIG), config)

@@ -127,7 +127,9 @@ class Container:
         """
         if self._record.foreign:
             return self._client._engine.spec(self.id)
-        ours = os.path.join(self._client._root, self.id)  # its bundle may be one that the container's root can write (C19)
+        ours = os.path.join(
+            self._client._root, self.id
+        )  # its bundle may be one that the container's root can write (C19)
         return specs.load(ours if os.path.lexists(os.path.join(ours, specs.CONFIG)) else self.bundle)
 
     # ---- streams -------------------------------------------------------------------------------------------------

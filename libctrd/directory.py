@@ -94,7 +94,7 @@ def for_root(root: str, uid: int, gid: int) -> str:
 def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
     """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError` and others.
 
-    The way to it may be that user's: no link on it is followed (`open_directory`), and what is given away is what is held.
+    The way to it may be that user's: no link on it is followed (`open_directory`), and what is held is given away.
     """
     above, name = os.path.split(path)
     parent = open_directory(above)
@@ -184,10 +184,10 @@ def clean_disabled() -> bool:
 def remove_tree(path: str, *, follow: bool = True) -> None:
     """Removes the directory *path* and all in it (C2). One that is not there is success.
 
-    Symbolic links are removed, not followed; those on the way to it are, unless *follow* is false, for a *path* on which
-    others may change names: that is refused then with `UnavailableError`. A mount in the tree is unmounted first (lazily,
-    like the runtimes do); one that cannot be, and any elsewhere than on Linux, is refused before anything behind it is
-    touched. However deep the tree is, that takes a bounded number of descriptors.
+    Symbolic links are removed, not followed. Those on the way to it are followed, unless *follow* is false, for a
+    *path* on which others may change names: then they are refused with `UnavailableError`. A mount in the tree is
+    unmounted first (lazily, like the runtimes do); one that cannot be, and any elsewhere than on Linux, is refused
+    before anything behind it is touched. However deep the tree is, it takes a bounded number of descriptors.
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:

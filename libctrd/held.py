@@ -1,8 +1,8 @@
 """Directories on whose path others may change names: reached without following a link, and held while they are used.
 
-The state directory is this user's own, and so is all on the way to it (`check_above`). Not so the directory of a container
-whose root is another user of the host (C19): that user owns it, and the one that it lies in, and may put a link to
-anywhere in the place of either. What is done in it is done by way of a descriptor of it, then.
+The state directory is this user's own, and so is all on the way to it (`check_above`). Not so the directory of a
+container whose root is another user of the host (C19): that user owns it, and the one that it lies in, and may put a
+link to anywhere in the place of either. What is done in it is done by way of a descriptor of it, then.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 from libctrd.errors import UnavailableError, from_os_error
 
-_PASS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)  # to go through: no right to read
+_PASS = (
+    getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+)  # to go through: no right to read
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 
 
@@ -37,8 +39,8 @@ def open_directory(path: str) -> int:
         os.close(fd)
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise UnavailableError(
-                f"could not open the directory {path!r}: {part!r} in it is a symbolic link or no directory, which somebody "
-                "may have put there to have another one changed: look who can write the directory that it lies in"
+                f"could not open the directory {path!r}: {part!r} in it is a symbolic link or no directory, which "
+                "somebody may have put there to have another one changed: look who can write where it lies"
             ) from error
         raise from_os_error(error, f"open the directory {path!r}") from error
     return fd
@@ -73,13 +75,13 @@ def check_above(path: str) -> None:
         status = os.stat(above)
         if status.st_uid not in (0, os.geteuid()) and not _belongs_to_nobody_here(status.st_uid):
             raise UnavailableError(
-                f"{above!r}, above the state directory {path!r}, belongs to user {status.st_uid}, who could put another in "
-                f"its place: use one whose path is root's or user {os.geteuid()}'s own"
+                f"{above!r}, above the state directory {path!r}, belongs to user {status.st_uid}, who could put "
+                f"another in its place: use one whose path is root's or user {os.geteuid()}'s own"
             )
         if others_may_write(status) and not status.st_mode & stat.S_ISVTX:
             raise UnavailableError(
-                f"others may write in {above!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put another directory in "
-                f"the place of the state directory {path!r}: chmod go-w, or use another"
+                f"others may write in {above!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put another "
+                f"directory in the place of the state directory {path!r}: chmod go-w, or use another"
             )
 
 
@@ -90,7 +92,7 @@ def others_may_write(status: os.stat_result) -> bool:
 
 
 def _belongs_to_nobody_here(uid: int) -> bool:
-    """In a user namespace all ids that have no place in it are seen as one: the host's root above all. (user_namespaces(7))"""
+    """In a user namespace all ids that have no place in it are seen as one, the host's root too: user_namespaces(7)."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as ids:
             if sum(int(line.split()[2]) for line in ids) == 2**32 - 1:

@@ -216,8 +216,9 @@ void set_up(void)
 		return;
 	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
 		die("write", RECORD_TEMP);
+	/* What is written to may be a fifo or a terminal, too: it must not hold us up, nor its open. */
 	if (opt.unattended == LOG &&
-	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
+	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600)) < 0)
 		die("open", opt.log);
 	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
 		die("open", failed);
