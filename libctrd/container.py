@@ -421,8 +421,11 @@ class Container:
 
         One that is gone already is success, also when its id is another container's by now, which is left alone. With
         ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays. A running container is refused with
-        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it.
+        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it:
+        not longer than 3 s for a `PIPE` that is full and not read, which some daemons wait for.
         """
+        from libctrd import unread  # not at every start
+
         client = self._client
         with client._locked(self.id):
             if client._is_anothers(self):
@@ -442,12 +445,10 @@ class Container:
                     # since we looked; from the SIGKILL on nobody can.
                     if self.status == "paused":
                         self._thaw()
-                from libctrd import unread  # the rare case
-
                 unread.throw_all_away(self)
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
-                self.wait()
+                unread.wait(self) if force else self.wait()
         with client._locked(self.id):
             client._remove(self, force)
 
@@ -469,7 +470,7 @@ class Container:
         """Of a container that another program made there is a directory only while it holds fifos of ours."""
         if self._record.foreign:
             with contextlib.suppress(OSError):  # there still are some
-                os.rmdir(self.bundle)  # it lies in our own directory: other programs' containers have no other
+                os.rmdir(self.bundle)
 
     # ---- what must hold ------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ def remove_tree(path: str, *, follow: bool = True) -> None:
 
 
 class _Removal:
-    """The removal of one tree. What lies deeper than `_DEEPEST` is moved up into the top of it, and then removed there."""
+    """The removal of one tree. What lies deeper than `_DEEPEST` is moved into its top first, and removed there."""
 
     def __init__(self, path: str) -> None:
         self._path = path

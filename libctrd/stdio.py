@@ -291,6 +291,8 @@ class Streams:
         self.captured: dict[str, relay.Buffer] = {}
         self._stdin_pump: relay.Pump | None = None
         self._given_up: set[str] = set()
+        self._ends: _Ends | None = None
+        self._hurried = False
 
     def names(self) -> list[str]:
         """Which fifos there are: of ``stdin``, ``stdout`` and ``stderr``."""
@@ -415,7 +417,15 @@ class Streams:
         The end: the relay has delivered all of it; or, where the caller reads himself, nobody can write any more, so
         that what he has not taken is in his own descriptor and cannot be lost.
         """
-        _Ends(self, drain_timeout, call)
+        self._ends = _Ends(self, drain_timeout, call)
+        if self._hurried:
+            self._ends.hurry()
+
+    def hurry(self) -> None:
+        """What the caller reads himself is not waited for any more: he does not read it."""
+        self._hurried = True
+        if self._ends is not None:
+            self._ends.hurry()
 
 
 class _Ends:
@@ -455,10 +465,14 @@ class _Ends:
         os.close(fd)
         self._ended()
 
-    def _too_long(self) -> None:
-        """What is kept open is not waited for any longer; what was written by then is still delivered."""
+    def hurry(self) -> None:
+        """What the caller reads himself is not waited for any longer."""
         for fd in list(self._hung):
             self._hung_up(fd)
+
+    def _too_long(self) -> None:
+        """What is kept open is not waited for any longer; what was written by then is still delivered."""
+        self.hurry()
         for pump in self._pumps:
             pump.finish()
 

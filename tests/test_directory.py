@@ -255,13 +255,14 @@ def test_nothing_is_made_or_given_away_behind_a_link(tmp_path: Path) -> None:  #
     (tmp_path / "outside").mkdir()
     (tmp_path / "state.1234.4321").symlink_to("outside")
     with pytest.raises(InvalidArgumentError, match="not a directory"):
-        directory.for_root(str(tmp_path / "state"), 1234, 4321)
+        directory.make(str(tmp_path / "state.1234.4321"), 1234, 4321, exist_ok=True)
     with pytest.raises(UnavailableError, match="symbolic link"):
         directory.make(str(tmp_path / "state.1234.4321/web"), 1234, 4321)
     assert (os.listdir(tmp_path / "outside"), (tmp_path / "outside").stat().st_uid) == ([], 0)
     (tmp_path / "other.1234.4321").mkdir(mode=0o777)
     os.chmod(tmp_path / "other.1234.4321", 0o777)
-    assert stat.S_IMODE(os.stat(directory.for_root(str(tmp_path / "other"), 1234, 4321)).st_mode) == 0o700
+    directory.make(str(tmp_path / "other.1234.4321"), 1234, 4321, exist_ok=True)
+    assert stat.S_IMODE(os.stat(tmp_path / "other.1234.4321").st_mode) == 0o700
 
 
 @needs_root
