@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from libctrd import _checks, relay
+from libctrd.directory import held
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
-from libctrd.held import held
 from libctrd.process import Process
 from libctrd.state import INIT
 from libctrd.stdio import DETACHED, NULL, STREAMS, Callback, Choice, Stdio, Streams

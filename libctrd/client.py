@@ -19,6 +19,7 @@ from libctrd import spec as specs
 from libctrd._checks import seconds_of
 from libctrd._log import log
 from libctrd.container import Container
+from libctrd.directory import held
 from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
 from libctrd.errors import (
     AlreadyExistsError,
@@ -28,7 +29,6 @@ from libctrd.errors import (
     NotFoundError,
     from_os_error,
 )
-from libctrd.held import held
 from libctrd.locks import Locks
 from libctrd.owning import Owners
 from libctrd.state import Event

@@ -123,13 +123,11 @@ class Container:
     def spec(self) -> dict[str, Any]:
         """Its spec, read from ``config.json`` in its directory (C4). A missing or malformed file is a clear error.
 
-        Of a container that another program made the engine tells it.
+        Of a container that another program made the engine tells it. (Its bundle is not believed: see C19.)
         """
         if self._record.foreign:
             return self._client._engine.spec(self.id)
-        ours = os.path.join(
-            self._client._root, self.id
-        )  # its bundle may be one that the container's root can write (C19)
+        ours = os.path.join(self._client._root, self.id)
         return specs.load(ours if os.path.lexists(os.path.join(ours, specs.CONFIG)) else self.bundle)
 
     # ---- streams -------------------------------------------------------------------------------------------------
@@ -421,11 +419,9 @@ class Container:
 
         One that is gone already is success, also when its id is another container's by now, which is left alone. With
         ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays. A running container is refused with
-        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it:
-        not longer than 3 s for a `PIPE` that is full and not read, which some daemons wait for.
+        `InvalidArgumentError`; with *force* it is killed, its end is waited for (3 s at most for a full `PIPE` that is
+        not read, as some daemons do), and its listeners hear of it.
         """
-        from libctrd import unread  # not at every start
-
         client = self._client
         with client._locked(self.id):
             if client._is_anothers(self):
@@ -445,10 +441,12 @@ class Container:
                     # since we looked; from the SIGKILL on nobody can.
                     if self.status == "paused":
                         self._thaw()
+                from libctrd import unread  # the rare case
+
                 unread.throw_all_away(self)
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
-                unread.wait(self) if force else self.wait()
+                self.wait()
         with client._locked(self.id):
             client._remove(self, force)
 

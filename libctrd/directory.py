@@ -5,16 +5,17 @@ Removals go by directory descriptor, follow no symbolic link and never descend i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 
 from libctrd import _checks, proc
 from libctrd._checks import descriptors_left
 from libctrd._proc import lib
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError, from_os_error
-from libctrd.held import check_above, open_directory, others_may_write
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
 _DEEPEST = 32
@@ -34,7 +35,7 @@ def check_state_dir(path: str) -> str:
     path = os.path.join(os.path.realpath(above), name)
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        check_above(path)
+        _check_above(path)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -60,11 +61,43 @@ def _check_ours(path: str) -> None:
         raise UnavailableError(
             f"the state directory {path!r} belongs to user {status.st_uid}, and not to {os.geteuid()}: use your own"
         )
-    if others_may_write(status):
+    if _others_may_write(status):
         raise UnavailableError(
             f"others may write in the state directory {path!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put "
             "containers there: chmod go-w, or use another"
         )
+
+
+def _check_above(path: str) -> None:
+    """Who can change a name on the way to a state directory can put his own in its place.
+
+    So every directory above *path*, which has no link in it, has to belong to root or to this user, and to be writable
+    for nobody else, or sticky, like ``/tmp``. Raises `UnavailableError`.
+    """
+    above = path
+    while above != "/":
+        above = os.path.dirname(above)
+        status = os.stat(above)
+        if status.st_uid not in (0, os.geteuid()):
+            from libctrd.held import belongs_to_nobody_here  # the rare case
+
+            if belongs_to_nobody_here(status.st_uid):
+                continue
+            raise UnavailableError(
+                f"{above!r}, above the state directory {path!r}, belongs to user {status.st_uid}, who could put "
+                f"another in its place: use one whose path is root's or user {os.geteuid()}'s own"
+            )
+        if _others_may_write(status) and not status.st_mode & stat.S_ISVTX:
+            raise UnavailableError(
+                f"others may write in {above!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put another "
+                f"directory in the place of the state directory {path!r}: chmod go-w, or use another"
+            )
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    """This user's own group is no other: where the umask is 002 each user has one that nobody else is in."""
+    mode = status.st_mode
+    return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and status.st_gid != os.getegid()))
 
 
 def for_root(root: str, uid: int, gid: int) -> str:
@@ -97,7 +130,7 @@ def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
     The way to it may be that user's: no link on it is followed (`open_directory`), and what is held is given away.
     """
     above, name = os.path.split(path)
-    parent = open_directory(above)
+    parent = _open_unfollowed(above)
     try:
         _make(parent, name, path, uid, gid, exist_ok)
     finally:
@@ -133,6 +166,23 @@ def _make(parent: int, name: str, path: str, uid: int, gid: int, exist_ok: bool)
         if made:
             os.rmdir(name, dir_fd=parent)
         raise from_os_error(error, f"give the directory {path!r} to {uid}:{gid}") from error
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def held(path: str, root: str) -> Iterator[str]:
+    """A path to the directory *path* that stays the one to it, whatever becomes of its names meanwhile.
+
+    One that lies in *root*, a state directory, is that already: nobody else can change a name there. Raises what
+    `libctrd.held.open_directory` does.
+    """
+    if os.path.dirname(path) == root:
+        yield path
+        return
+    fd = _open_unfollowed(path)
+    try:
+        yield f"/proc/self/fd/{fd}"  # only Linux maps the ids of containers, so only there is such a directory
     finally:
         os.close(fd)
 
@@ -191,7 +241,7 @@ def remove_tree(path: str, *, follow: bool = True) -> None:
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:
-        top = os.open(parent or ".", _OPEN) if follow else open_directory(parent)
+        top = os.open(parent or ".", _OPEN) if follow else _open_unfollowed(parent)
     except (FileNotFoundError, NotFoundError):
         return
     except OSError as error:
@@ -200,6 +250,12 @@ def remove_tree(path: str, *, follow: bool = True) -> None:
         _Removal(path).remove(top, name, path)
     finally:
         os.close(top)
+
+
+def _open_unfollowed(path: str) -> int:
+    from libctrd.held import open_directory  # the rare case
+
+    return open_directory(path)
 
 
 class _Removal:

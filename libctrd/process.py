@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from libctrd import proc, stdio
 from libctrd._checks import terminal_size
 from libctrd._log import log
+from libctrd.directory import held
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
-from libctrd.held import held
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import Stdin
 

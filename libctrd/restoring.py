@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from libctrd import attaching, handling
 from libctrd._log import log
 from libctrd.container import Container
+from libctrd.directory import held
 from libctrd.engine.base import ProcessSnapshot, Snapshot
 from libctrd.errors import (
     AlreadyExistsError,
@@ -22,7 +23,6 @@ from libctrd.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from libctrd.held import held
 from libctrd.process import Process
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
 from libctrd.stdio import DETACHED, Callback, Choice, Stdio, discard_fifos

@@ -2,7 +2,7 @@
 
 There are daemons that tell the end of a process only once all of its output was taken, and cannot know that nobody is
 there to do so: containerd 0.2. So nobody would ever hear of that end, and whoever waits for it would wait for ever. Who
-reads still is left alone: every byte is his. All but `wait` is called under the container's lock.
+reads still is left alone: every byte is his. Everything here is called under the container's lock.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from libctrd.errors import DeadlineError, NotFoundError
+from libctrd import reactor
+from libctrd.errors import NotFoundError
 from libctrd.state import INIT
 from libctrd.stdio import DISCARD_SECONDS, OUTPUTS, fifos_in
 
@@ -27,8 +28,13 @@ def throw_away(container: Container, *names: str) -> None:
 
 
 def throw_all_away(container: Container) -> None:
-    """What is there of all of its processes, for it is cleaned by force, and nothing of it can be read later."""
+    """What is there of all of its processes, for it is cleaned by force, and nothing of it can be read later.
+
+    Who cleans waits for its end, and may be the one who should read what a daemon holds back: he has a moment for it.
+    """
     client = container._client
+    for process in list((client._known(container.id) or container)._processes.values()):
+        reactor.shared().later(DISCARD_SECONDS, process.streams.hurry)
     for name in {INIT, *container._processes, *fifos_in(container.bundle)}:
         process = container._processes.get(name)
         if not client._owners.try_to_take(container._record, name):
@@ -37,19 +43,6 @@ def throw_all_away(container: Container) -> None:
         _discard(container, name, {*OUTPUTS} - read)
         if process is None:
             client._owners.give_back(container._record, name)
-
-
-def wait(container: Container) -> None:
-    """Waits for the end of a container that is cleaned by force. Without its lock, in which its end is handled.
-
-    A daemon that holds more output than its pipe takes waits for who reads that; and he may be the one who waits here.
-    """
-    try:
-        container.wait(DISCARD_SECONDS)
-    except DeadlineError:
-        for process in list((container._client._known(container.id) or container)._processes.values()):
-            process.streams.hurry()
-        container.wait()
 
 
 def _discard(container: Container, name: str, streams: set[str]) -> None:

@@ -3,7 +3,7 @@
 Who may do so is said in SECURITY.md: the user who is a container's root on the host owns its bundle (C19), and whoever
 writes in a root file system owns what is in it. The naive way, `open(os.path.join(bundle, name))`, fails each of the
 steps within a few rounds: files of the canary are removed, made, read or written. (So did libctrd before there were
-`libctrd.held` and the shim's `hold`.)
+`directory.held` and the shim's `hold`.)
 """
 
 from __future__ import annotations
