@@ -26,6 +26,7 @@ from libctrd.errors import (
     NotFoundError,
     UnavailableError,
 )
+from libctrd.milestone import Milestone
 from libctrd.process import Process
 from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Stats, Status
 from libctrd.stdio import PIPE
@@ -57,8 +58,8 @@ class Container:
         self._exit: ExitStatus | None = None
         self._oom_killed = False
         self._changes = Changes(record.id)
-        self._finished = threading.Event()  # ended, read to the end, and cleaned where that is ours to do
-        self._notified = threading.Event()  # and its listeners were told: the exit notifier (C11)
+        self._finished = Milestone()  # ended, read to the end, and cleaned where that is ours to do
+        self._notified = Milestone()  # and its listeners were told: the exit notifier (C11)
 
     def __repr__(self) -> str:
         return f"<Container {self.id!r} of {self._client.address}>"
@@ -239,14 +240,22 @@ class Container:
         Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
         `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
-        told = self
-        if self._exit is None and not self._processes and not self._owned:
-            self._require_started()
-            told = self._client._watch(self)
+        told = self._told()
         # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
         done = told._finished if self._client._is_telling(self.id) else told._notified
         if not done.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
+        return self._ended(told)
+
+    def _told(self) -> Container:
+        """The object that hears of its end: itself in the client that started it."""
+        if self._exit is not None or self._processes or self._owned:
+            return self
+        self._require_started()
+        return self._client._watch(self)
+
+    def _ended(self, told: Container) -> ExitStatus:
+        """How it ended, once *told* was told."""
         if told._exit is None:
             raise ClosedError(f"the client of container {self.id!r} was closed before it ended: get it from another")
         self._exit = told._exit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine import connect
 from libctrd.errors import ClosedError, DeadlineError, ExitError, InvalidArgumentError, UnavailableError
+from libctrd.state import ExitStatus
 from libctrd.stdio import INHERIT, NULL, PIPE, Choice, Stdin, Stdio, Stream
 
 
@@ -77,6 +78,56 @@ def run(
     Raises `DeadlineError` after *timeout*; what `Client.create` and `Container.start` raise; whatever is raised, Ctrl-C
     included, the container has gone before.
     """
+    prepared = prepare(
+        args,
+        rootfs=rootfs,
+        image=image,
+        spec=spec,
+        id=id,
+        input=input,
+        capture_output=capture_output,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        timeout=timeout,
+        drain_timeout=drain_timeout,
+        check=check,
+        runtime=runtime,
+        runtime_args=runtime_args,
+        client=client,
+        **settings,
+    )
+    try:
+        container = prepared.start()
+        prepared.send(container)
+        status = container.wait()
+    except BaseException:
+        prepared.stop()
+        raise
+    return prepared.complete(status)
+
+
+def prepare(
+    args: Sequence[str] | None = None,
+    *,
+    rootfs: str | os.PathLike[str] | None = None,
+    image: str | None = None,
+    spec: dict[str, Any] | None = None,
+    id: str | None = None,
+    input: bytes | None = None,
+    capture_output: bool = False,
+    stdin: Stream | None = None,
+    stdout: Stream | None = None,
+    stderr: Stream | None = None,
+    timeout: float | None = None,
+    drain_timeout: float | None = None,
+    check: bool = False,
+    runtime: str | None = None,
+    runtime_args: Sequence[str] = (),
+    client: Client | None = None,
+    **settings: Any,
+) -> Run:
+    """What `run` does before it does anything: all that can be wrong with what it was given is told here."""
     if (spec is not None) + (rootfs is not None) + (image is not None) != 1:
         raise InvalidArgumentError("give one of: a spec; args and the rootfs to run them on; an image")
     if rootfs is not None:
@@ -98,49 +149,79 @@ def run(
         collect or (INHERIT if stdout is None else stdout),
         collect or (INHERIT if stderr is None else stderr),
     )
-    owner = client or _shared_client()
-    if spec is None:
-        spec = owner.images.spec(image or "", args, **settings)
-    container = owner.create(
-        id or ids.generate(), spec, runtime=runtime, runtime_args=tuple(runtime_args), image=image or ""
-    )
-    completed = _run(container, streams, input, timeout, drain_timeout)
-    if check:
-        completed.check()
-    return completed
+
+    def create() -> Container:
+        owner = client or _shared_client()
+        wanted = owner.images.spec(image or "", args, **settings) if spec is None else spec
+        return owner.create(
+            id or ids.generate(), wanted, runtime=runtime, runtime_args=tuple(runtime_args), image=image or ""
+        )
+
+    return Run(create, streams, input, timeout, drain_timeout, check)
 
 
-def _run(
-    container: Container,
-    streams: Stdio,
-    input: bytes | None,
-    timeout: float | None,
-    drain_timeout: float | None,
-) -> Completed:
-    late = threading.Event()
-    timer: reactor.Timer | None = None
-    try:
-        container.start(streams, drain_timeout=drain_timeout)
-        if timeout is not None:
-            timer = reactor.shared().later(timeout, lambda: container._kill_late(late))
-        if isinstance(container.stdin, Stdin) and input is not None:
-            # It read no more of it, or ended meanwhile: its own business, as with subprocess.
+class Run:
+    """One `run`, step by step: what there is of it in an event loop too.
+
+    `start`, then `send` or what does the same, then a wait for the container's end, then `complete`; `stop`, when
+    something of that raises, or is given up.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[], Container],
+        streams: Stdio,
+        input: bytes | None,
+        timeout: float | None,
+        drain_timeout: float | None,
+        check: bool,
+    ) -> None:
+        self.input = input
+        self._create = create
+        self._streams = streams
+        self._timeout = timeout
+        self._drain_timeout = drain_timeout
+        self._check = check
+        self._container: Container | None = None
+        self._late = threading.Event()
+        self._timer: reactor.Timer | None = None
+
+    def start(self) -> Container:
+        """Creates and starts it."""
+        self._container = container = self._create()
+        container.start(self._streams, drain_timeout=self._drain_timeout)
+        if self._timeout is not None:
+            self._timer = reactor.shared().later(self._timeout, lambda: container._kill_late(self._late))
+        return container
+
+    def send(self, container: Container) -> None:
+        """Writes the input. If it reads no more of it, or ended meanwhile, that is its own business."""
+        if isinstance(container.stdin, Stdin) and self.input is not None:
             with contextlib.suppress(UnavailableError, ClosedError):
-                container.stdin.write(input)
+                container.stdin.write(self.input)
             container.stdin.close()
-        status = container.wait()
-    except BaseException:
-        container._give_up_output()
-        container.clean(force=True)
-        raise
-    finally:
-        if timer is not None:
-            timer.cancel()
-    output = {name: buffer.read() for name, buffer in container._captured().items()}
-    completed = Completed(container.id, status.code, output.get("stdout"), output.get("stderr"), status.oom_killed)
-    if late.is_set():
-        raise DeadlineError(f"container {container.id!r} did not end within {timeout:g} s and was killed")
-    return completed
+
+    def stop(self) -> None:
+        """It is killed, and cleaned. One that was never created, or has gone, is fine."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._container is not None:
+            self._container._give_up_output()
+            self._container.clean(force=True)
+
+    def complete(self, status: ExitStatus) -> Completed:
+        """What it leaves. Raises as `run` does for one that was late, or failed."""
+        container = self._container
+        assert container is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        output = {name: buffer.read() for name, buffer in container._captured().items()}
+        completed = Completed(container.id, status.code, output.get("stdout"), output.get("stderr"), status.oom_killed)
+        if self._late.is_set():
+            raise DeadlineError(f"container {container.id!r} did not end within {self._timeout:g} s and was killed")
+        if self._check:
+            completed.check()
+        return completed
 
 
 # One client serves every run() that names none. It is made anew when the environment names another engine, and after

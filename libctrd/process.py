@@ -6,7 +6,6 @@ It holds no lock of its own: everything is changed under the container's.
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import TYPE_CHECKING
 
 from libctrd import proc, stdio
@@ -14,6 +13,7 @@ from libctrd._checks import terminal_size
 from libctrd._log import log
 from libctrd.directory import held
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
+from libctrd.milestone import Milestone
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import Stdin
 
@@ -59,8 +59,8 @@ class Process:
         self.came_later = False
         """Another client has started it, and its end is that client's to clean, unless this one has restored it."""
         self._drained = False  # its output has come to its end
-        self._finished = threading.Event()  # and it is cleaned
-        self._notified = threading.Event()  # and listeners were told
+        self._finished = Milestone()  # and it is cleaned
+        self._notified = Milestone()  # and listeners were told
 
     def __repr__(self) -> str:
         return f"<Process {self.name!r} of container {self._container.id!r}>"
@@ -93,9 +93,14 @@ class Process:
         done = self._finished if container._client._is_telling(container.id) else self._notified
         if not done.wait(timeout):
             raise DeadlineError(f"process {self.name!r} of container {container.id!r} did not end within {timeout:g} s")
+        return self._ended()
+
+    def _ended(self) -> ExitStatus:
+        """How it ended, once that was told."""
         if self.status is None:
             raise ClosedError(
-                f"process {self.name!r} of container {container.id!r} was detached, or its client closed, while it ran"
+                f"process {self.name!r} of container {self._container.id!r} was detached, or its client closed, "
+                "while it ran"
             )
         return self.status
 
@@ -146,7 +151,8 @@ class Process:
         this object that another client's process has ends with `ClosedError`. Idempotent.
         """
         container = self._container
-        for pump in self.streams.pumps:
+        gathered, self.streams.gathered = self.streams.gathered, {}
+        for pump in (*self.streams.pumps, *gathered.values()):
             pump.finish()
         for pump in self.streams.pumps:
             pump.wait(DETACH_SECONDS)
