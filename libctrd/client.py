@@ -20,7 +20,7 @@ from libctrd._checks import seconds_of
 from libctrd._log import log
 from libctrd.container import Container
 from libctrd.directory import held
-from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
+from libctrd.engine.base import Engine, EngineInfo, Mount, Record, Wanted
 from libctrd.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -200,6 +200,13 @@ class Client(Telling):
                 directory.remove_tree(bundle, follow=os.path.dirname(bundle) == self._root)
         finally:
             directory.remove_tree(path)
+
+    def _spec_of(self, record: Record) -> specs.Spec:
+        """The one that is believed: in a bundle the container's root, who is a user of the host, may write (C19)."""
+        if record.foreign:
+            return self._engine.spec(record.id)
+        ours = os.path.join(self._root, record.id)
+        return specs.load(ours if os.path.lexists(os.path.join(ours, CONFIG)) else record.bundle)
 
     def containers(self) -> list[Container]:
         """Every container of the engine, whoever started it, by id."""

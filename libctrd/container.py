@@ -124,12 +124,9 @@ class Container:
     def spec(self) -> dict[str, Any]:
         """Its spec, read from ``config.json`` in its directory (C4). A missing or malformed file is a clear error.
 
-        Of a container that another program made the engine tells it. (Its bundle is not believed: see C19.)
+        Of a container that another program made the engine tells it.
         """
-        if self._record.foreign:
-            return self._client._engine.spec(self.id)
-        ours = os.path.join(self._client._root, self.id)
-        return specs.load(ours if os.path.lexists(os.path.join(ours, specs.CONFIG)) else self.bundle)
+        return self._client._spec_of(self._record)
 
     # ---- streams -------------------------------------------------------------------------------------------------
 
@@ -428,8 +425,7 @@ class Container:
 
         One that is gone already is success, also when its id is another container's by now, which is left alone. With
         ``LIBCONTAINERD_NOCLEAN=1`` in the environment the directory stays. A running container is refused with
-        `InvalidArgumentError`; with *force* it is killed, its end is waited for (3 s at most for a full `PIPE` that is
-        not read, as some daemons do), and its listeners hear of it.
+        `InvalidArgumentError`; with *force* it is killed first, its end is waited for, and its listeners hear of it.
         """
         client = self._client
         with client._locked(self.id):

@@ -33,8 +33,8 @@ def throw_all_away(container: Container) -> None:
     Who cleans waits for its end, and may be the one who should read what a daemon holds back: he has a moment for it.
     """
     client = container._client
-    for process in list((client._known(container.id) or container)._processes.values()):
-        reactor.shared().later(DISCARD_SECONDS, process.streams.hurry)
+    for ours in list((client._known(container.id) or container)._processes.values()):
+        reactor.shared().later(DISCARD_SECONDS, ours.streams.hurry)
     for name in {INIT, *container._processes, *fifos_in(container.bundle)}:
         process = container._processes.get(name)
         if not client._owners.try_to_take(container._record, name):

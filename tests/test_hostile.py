@@ -161,7 +161,7 @@ def test_it_floods_its_output(client: Client, spec: Make, state_dir: str, how: s
         container.start(libctrd.DETACHED, unattended="discard")
     else:
         container.start(libctrd.PIPE)
-    shim = int(Path(f"/proc/{container.pid}/status").read_text().partition("PPid:")[2].split()[0])
+    (shim,) = (int(pid) for pid in leftovers(state_dir)["processes"] if _runs(pid, "ctrd-shim"))
     before = _memory(os.getpid()), _memory(shim)
     for code in range(5):
         done = libctrd.run(spec=spec(f"echo {code}; exit {code}"), client=client, capture_output=True, timeout=WAIT)
@@ -171,6 +171,10 @@ def test_it_floods_its_output(client: Client, spec: Make, state_dir: str, how: s
     assert after[1] - before[1] < 1 << 20
     container.clean(force=True)
     assert not any(leftovers(state_dir).values())
+
+
+def _runs(pid: str, program: str) -> bool:
+    return os.path.basename(os.readlink(f"/proc/{pid}/exe")) == program
 
 
 def _memory(pid: int) -> int:
