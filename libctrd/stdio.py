@@ -130,8 +130,7 @@ def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = Tr
 
     The directory is made when it is missing (0700), and so is each fifo. With *terminal* there is no stderr fifo,
     except on Solaris and illumos, and stderr reads as empty. Without *stdin* that fifo is left out. If one fails, those
-    already open are closed, those that were made are removed, and the error is raised. *named* is the name of a
-    *directory* that is reached in another way.
+    already open are closed, those that were made are removed, and the error is raised. *named*: its name.
     """
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -144,7 +143,7 @@ def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = Tr
         where = path(directory, process, stream)
         if not os.path.lexists(where):
             made.append(where)
-        shown_as = path(named, process, stream) if named else None
+        shown_as = path(named or directory, process, stream)
         return open_fifo(where, flags | os.O_CREAT | os.O_NONBLOCK, 0o700, shown_as=shown_as)
 
     try:
@@ -432,13 +431,13 @@ class Streams:
         """
         self._ends = _Ends(self, drain_timeout, call)
         if self._hurried:
-            self._ends.hurry()
+            self._ends.too_long(pumps=False)
 
     def hurry(self) -> None:
         """What the caller reads himself is not waited for any more: he does not read it."""
         self._hurried = True
         if self._ends is not None:
-            self._ends.hurry()
+            self._ends.too_long(pumps=False)
 
 
 class _Ends:
@@ -461,7 +460,7 @@ class _Ends:
         for pump in self._pumps:
             pump.on_done(lambda _: self._ended())
         if drain_timeout is not None and self._left > 1:
-            self._timer = reactor.shared().later(drain_timeout, self._too_long)
+            self._timer = reactor.shared().later(drain_timeout, self.too_long)
         self._ended()
 
     def _await_hang_up(self, duplicate: Callable[[], int]) -> None:
@@ -482,15 +481,11 @@ class _Ends:
         os.close(fd)
         self._ended()
 
-    def hurry(self) -> None:
-        """What the caller reads himself is not waited for any longer."""
+    def too_long(self, pumps: bool = True) -> None:
+        """What is kept open is not waited for any longer; what was written by then is still delivered by *pumps*."""
         for fd in list(self._hung):
             self._hung_up(fd)
-
-    def _too_long(self) -> None:
-        """What is kept open is not waited for any longer; what was written by then is still delivered."""
-        self.hurry()
-        for pump in self._pumps:
+        for pump in self._pumps if pumps else ():
             pump.finish()
 
     def _ended(self) -> None:
