@@ -252,6 +252,15 @@ def remove_tree(path: str, *, follow: bool = True) -> None:
         os.close(top)
 
 
+def remove_both(bundle: str, path: str) -> None:
+    """Removes the directory of a container, and *path*, ours for it, when that is another one (C19)."""
+    try:
+        if bundle != path:
+            remove_tree(bundle, follow=os.path.dirname(bundle) == os.path.dirname(path))
+    finally:
+        remove_tree(path)
+
+
 def _open_unfollowed(path: str) -> int:
     from libctrd.held import open_directory  # the rare case
 

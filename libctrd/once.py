@@ -11,14 +11,14 @@ from typing import Any
 from msgspec import Struct
 
 from libctrd import ids, reactor
-from libctrd import spec as specs
 from libctrd._checks import seconds_of
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine import connect
 from libctrd.errors import ClosedError, DeadlineError, ExitError, InvalidArgumentError, UnavailableError
+from libctrd.starting import chosen_spec
 from libctrd.state import ExitStatus
-from libctrd.stdio import INHERIT, NULL, PIPE, Choice, Stdin, Stdio, Stream
+from libctrd.stdio import INHERIT, NULL, PIPE, Choice, Stdin, Stdio, Stream, Text
 
 
 class Completed(Struct, frozen=True):
@@ -26,14 +26,16 @@ class Completed(Struct, frozen=True):
 
     id: str
     exit_code: int
-    stdout: bytes | None = None
-    stderr: bytes | None = None
+    stdout: Any = None
+    """Bytes, or a str with ``text=True``; ``None`` when it was not captured. So is ``stderr``."""
+    stderr: Any = None
     oom_killed: bool = False
 
     def check(self) -> None:
         """Raises `ExitError`, with the last of stderr, when the exit code is not 0."""
         if self.exit_code:
-            tail = (self.stderr or b"").decode("utf-8", "replace").strip().splitlines()[-5:]
+            said = self.stderr or b""
+            tail = (said if isinstance(said, str) else said.decode("utf-8", "replace")).strip().splitlines()[-5:]
             raise ExitError(
                 f"container {self.id!r} ended with exit code {self.exit_code}"
                 + (" (out of memory)" if self.oom_killed else "")
@@ -51,11 +53,14 @@ def run(
     image: str | None = None,
     spec: dict[str, Any] | None = None,
     id: str | None = None,
-    input: bytes | None = None,
+    input: bytes | str | None = None,
     capture_output: bool = False,
     stdin: Stream | None = None,
     stdout: Stream | None = None,
     stderr: Stream | None = None,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
     timeout: float | None = None,
     drain_timeout: float | None = None,
     check: bool = False,
@@ -71,7 +76,8 @@ def run(
     own command, and *settings* go over what its configuration says.
 
     *input* is written to its stdin; *capture_output* collects stdout and stderr; else *stdin* is `NULL` and *stdout*
-    and *stderr* are `INHERIT` unless they say otherwise. After *timeout* seconds the container is killed and cleaned.
+    and *stderr* are `INHERIT` unless they say otherwise. With *text*, or an *encoding* (UTF-8 else) or *errors*, input
+    and output are str, as in `subprocess`. After *timeout* seconds the container is killed and cleaned.
     *drain_timeout* is how long output is waited for that another process keeps open after the end (seconds). *check*
     raises `ExitError` for an exit code that is not 0.
 
@@ -89,6 +95,9 @@ def run(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
+        text=text,
+        encoding=encoding,
+        errors=errors,
         timeout=timeout,
         drain_timeout=drain_timeout,
         check=check,
@@ -114,11 +123,14 @@ def prepare(
     image: str | None = None,
     spec: dict[str, Any] | None = None,
     id: str | None = None,
-    input: bytes | None = None,
+    input: bytes | str | None = None,
     capture_output: bool = False,
     stdin: Stream | None = None,
     stdout: Stream | None = None,
     stderr: Stream | None = None,
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
     timeout: float | None = None,
     drain_timeout: float | None = None,
     check: bool = False,
@@ -128,14 +140,7 @@ def prepare(
     **settings: Any,
 ) -> Run:
     """What `run` does before it does anything: all that can be wrong with what it was given is told here."""
-    if (spec is not None) + (rootfs is not None) + (image is not None) != 1:
-        raise InvalidArgumentError("give one of: a spec; args and the rootfs to run them on; an image")
-    if rootfs is not None:
-        if args is None:
-            raise InvalidArgumentError("give the args to run on that rootfs")
-        spec = specs.default(args, os.fspath(rootfs), **settings)
-    elif image is None and (settings or args is not None):
-        raise InvalidArgumentError(f"{', '.join(settings) or 'args'}: these belong into the spec that was given")
+    wanted = chosen_spec(args, rootfs, image, spec, settings)
     if input is not None and stdin is not None:
         raise InvalidArgumentError("input= is written to stdin: do not give stdin= too")
     if capture_output and (stdout is not None or stderr is not None):
@@ -143,6 +148,12 @@ def prepare(
     if PIPE in (stdin, stdout, stderr):
         raise InvalidArgumentError("run() waits for the end, so nobody could use a PIPE: give input=, capture_output=")
     seconds_of(timeout, "timeout=")
+    as_text: Text | None = None
+    if text or encoding is not None or errors is not None or not isinstance(input, (bytes, type(None))):
+        from libctrd import text as texts  # not at every run
+
+        as_text = texts.wanted(text, encoding, errors)
+        input = texts.encoded(input, as_text) if input is not None else None
     collect: Stream | None = Choice.CAPTURE if capture_output else None
     streams = Stdio(
         PIPE if input is not None else NULL if stdin is None else stdin,
@@ -152,12 +163,15 @@ def prepare(
 
     def create() -> Container:
         owner = client or _shared_client()
-        wanted = owner.images.spec(image or "", args, **settings) if spec is None else spec
         return owner.create(
-            id or ids.generate(), wanted, runtime=runtime, runtime_args=tuple(runtime_args), image=image or ""
+            id or ids.generate(),
+            wanted if wanted is not None else owner.images.spec(image or "", args, **settings),
+            runtime=runtime,
+            runtime_args=tuple(runtime_args),
+            image=image or "",
         )
 
-    return Run(create, streams, input, timeout, drain_timeout, check)
+    return Run(create, streams, input, timeout, drain_timeout, check, as_text)
 
 
 class Run:
@@ -175,6 +189,7 @@ class Run:
         timeout: float | None,
         drain_timeout: float | None,
         check: bool,
+        text: Text | None,
     ) -> None:
         self.input = input
         self._create = create
@@ -182,6 +197,7 @@ class Run:
         self._timeout = timeout
         self._drain_timeout = drain_timeout
         self._check = check
+        self._text = text
         self._container: Container | None = None
         self._late = threading.Event()
         self._timer: reactor.Timer | None = None
@@ -215,7 +231,11 @@ class Run:
         assert container is not None
         if self._timer is not None:
             self._timer.cancel()
-        output = {name: buffer.read() for name, buffer in container._captured().items()}
+        output: dict[str, Any] = {name: buffer.read() for name, buffer in container._captured().items()}
+        if self._text is not None:
+            from libctrd import text as texts
+
+            output = {name: texts.decoded(data, self._text) for name, data in output.items()}
         completed = Completed(container.id, status.code, output.get("stdout"), output.get("stderr"), status.oom_killed)
         if self._late.is_set():
             raise DeadlineError(f"container {container.id!r} did not end within {self._timeout:g} s and was killed")

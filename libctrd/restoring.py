@@ -25,8 +25,9 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
-from libctrd.stdio import DETACHED, Callback, Choice, Stdio, discard_fifos
+from libctrd.stdio import DETACHED, Callback, Choice, Stdio
 from libctrd.stdio import path as fifo_path
+from libctrd.unread import discard_fifos
 
 if TYPE_CHECKING:
     from libctrd.client import Client

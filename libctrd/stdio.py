@@ -11,8 +11,8 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from libctrd import _checks, reactor, relay
 from libctrd._checks import fd_of
@@ -23,10 +23,8 @@ from libctrd.fifo import Fifo, growing_is_free, open_fifo
 STDERR_WITH_TERMINAL = _checks.ILLUMOS
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""
 
-DISCARD_SECONDS = 3.0
 GROWN = 1 << 20
 """Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
-
 
 STREAMS = ("stdin", "stdout", "stderr")
 """The names of the three, in their order."""
@@ -56,6 +54,13 @@ NULL = Choice.NULL
 DETACHED = Choice.DETACHED
 """A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
 container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
+
+
+class Text(NamedTuple):
+    """How streams are read and written as text."""
+
+    encoding: str
+    errors: str
 
 
 class HasFileno(Protocol):
@@ -177,25 +182,6 @@ def remove_fifos(directory: str, process: str) -> None:
         _remove(path(directory, process, stream))
 
 
-def discard_fifos(directory: str, process: str = "init", streams: Iterable[str] = OUTPUTS) -> list[relay.Pump]:
-    """Drains a process's stdout and stderr in the background until their end, so that it never blocks on writing (C12).
-
-    They are not created. The other sides have 3 seconds in all to appear. One that cannot be opened is a logged
-    warning, and the other is drained all the same. *streams* names only one of them. Returns what drains them, at once.
-    """
-    pumps = []
-    for stream in streams:
-        where = path(directory, process, stream)
-        try:
-            pumps.append(relay.discard(open_fifo(where, os.O_RDONLY | os.O_NONBLOCK)))
-        except CtrdError as error:
-            log.warning("the output in %s is not drained: %s", where, error)
-    for pump in pumps:
-        # From then on a read of nothing is the end: of a fifo whose writer never came, and of no other.
-        reactor.shared().later(DISCARD_SECONDS, pump.no_more_writers)
-    return pumps
-
-
 class Stdin:
     """The standard input of a process: a fifo to be written, and the word to the engine when it is closed (C7).
 
@@ -294,7 +280,8 @@ class Streams:
         self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
         self.gathered: dict[str, relay.Buffer] = {}
-        self.readers: dict[str, object] = {}  # what an event loop keeps of each
+        self.text: Text | None = None
+        self.wrapped: dict[str, Any] = {}  # what makes text of each, or an event loop reads of it
         self._stdin_pump: relay.Pump | None = None
         self._given_up: set[str] = set()
         self._ends: _Ends | None = None
@@ -383,6 +370,12 @@ class Streams:
                 fd = choice if isinstance(choice, int) else own
                 self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
                 self.pumps.append(self.delivering[name])
+
+    def collect(self, name: str, fifo: Fifo) -> relay.Buffer:
+        """Gathers from now on all that comes of an output that the caller has read himself until now."""
+        self.captured[name] = pump = relay.buffer(fifo, limit=None)
+        self.pumps.append(pump)
+        return pump
 
     def all_pumps(self) -> list[relay.Pump]:
         """Whatever the relay moves for this process."""

@@ -8,15 +8,41 @@ reads still is left alone: every byte is his. Everything here is called under th
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from libctrd import reactor
-from libctrd.errors import NotFoundError
+from libctrd import reactor, relay
+from libctrd._log import log
+from libctrd.errors import CtrdError, NotFoundError
+from libctrd.fifo import open_fifo
 from libctrd.state import INIT
-from libctrd.stdio import DISCARD_SECONDS, OUTPUTS, fifos_in
+from libctrd.stdio import OUTPUTS, fifos_in, path
 
 if TYPE_CHECKING:
     from libctrd.container import Container
+
+
+DISCARD_SECONDS = 3.0
+
+
+def discard_fifos(directory: str, process: str = "init", streams: Iterable[str] = OUTPUTS) -> list[relay.Pump]:
+    """Drains a process's stdout and stderr in the background until their end, so that it never blocks on writing (C12).
+
+    They are not created. The other sides have 3 seconds in all to appear. One that cannot be opened is a logged
+    warning, and the other is drained all the same. *streams* names only one of them. Returns what drains them, at once.
+    """
+    pumps = []
+    for stream in streams:
+        where = path(directory, process, stream)
+        try:
+            pumps.append(relay.discard(open_fifo(where, os.O_RDONLY | os.O_NONBLOCK)))
+        except CtrdError as error:
+            log.warning("the output in %s is not drained: %s", where, error)
+    for pump in pumps:
+        # From then on a read of nothing is the end: of a fifo whose writer never came, and of no other.
+        reactor.shared().later(DISCARD_SECONDS, pump.no_more_writers)
+    return pumps
 
 
 def throw_away(container: Container, *names: str) -> None:

@@ -185,28 +185,7 @@ cdef class Fifo:
 
         What it had taken when a signal handler raised is returned by the next read. Iterating gives one line after the other.
         """
-        cdef bytes held = b"", block
-        cdef Py_ssize_t end, at = 0
-        while True:
-            if self._ahead is not None:         # for another thread may have put something there
-                held, at = self._ahead, self._ahead_at
-                end = held.find(b"\n", at) + 1
-                if end == 0 and len(held) - at >= LINE:
-                    end = at + LINE
-                if end:
-                    step_ahead(self, end - at)
-                    return held[at:end]
-            held = all_ahead(self)
-            put_ahead(self, None)
-            try:
-                block = self.read(BLOCK)
-            except BaseException:
-                if self._state != CLOSED:
-                    put_ahead(self, held + all_ahead(self))
-                raise
-            if not block:
-                return held
-            put_ahead(self, held + block + all_ahead(self))
+        return next_line(self)
 
     def readinto(self, buffer) -> int:
         """Like `read`, into a writable buffer; returns the number of bytes, 0 at the end (or for an empty buffer)."""

@@ -198,6 +198,31 @@ cdef void step_ahead(Fifo fifo, Py_ssize_t size) noexcept:
         put_ahead(fifo, None)
 
 
+cdef bytes next_line(Fifo fifo):
+    cdef bytes held, block
+    cdef Py_ssize_t end, at
+    while True:
+        if fifo._ahead is not None:         # looked at each time: another thread may have put something there
+            held, at = fifo._ahead, fifo._ahead_at
+            end = held.find(b"\n", at) + 1
+            if end == 0 and len(held) - at >= LINE:
+                end = at + LINE
+            if end:
+                step_ahead(fifo, end - at)
+                return held[at:end]
+        held = all_ahead(fifo)
+        put_ahead(fifo, None)
+        try:
+            block = fifo.read(BLOCK)
+        except BaseException:
+            if fifo._state != CLOSED:
+                put_ahead(fifo, held + all_ahead(fifo))
+            raise
+        if not block:
+            return held
+        put_ahead(fifo, held + block + all_ahead(fifo))
+
+
 cdef ssize_t take_now(Fifo fifo, char *buffer, size_t size) except -2:
     """One read(2): bytes taken, 0 at the end, -1 when there is nothing now and there may be later.
 

@@ -4,49 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import inspect
 import os
-import threading
-from collections.abc import Callable, Coroutine
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from container_kit import nothing_left
+from aio_kit import WAIT, Main, asyncio_run, in_loop
 from engine_kit import Place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import libctrd
 from libctrd import aio
-from libctrd.aio import loop as crossings
 from libctrd.client import Client
 from libctrd.errors import ClosedError, DeadlineError, ExitError, InvalidArgumentError, UnavailableError
 
-WAIT = 60.0
-MANY = 1000
 Make = Callable[..., dict[str, Any]]
-Main = Coroutine[Any, Any, Any]
-
-
-def asyncio_run(main: Main) -> None:
-    asyncio.run(asyncio.wait_for(main, WAIT))
-
-
-def uvloop_run(main: Main) -> None:
-    uvloop = pytest.importorskip("uvloop", reason="uvloop is missing: pip install uvloop")
-    loop = uvloop.new_event_loop()
-    try:
-        loop.run_until_complete(asyncio.wait_for(main, WAIT))
-    finally:
-        loop.close()
-
-
-@pytest.fixture(params=[asyncio_run, uvloop_run], ids=["asyncio", "uvloop"])
-def in_loop(request: pytest.FixtureRequest) -> Callable[[Main], None]:
-    """Runs a coroutine in each kind of loop."""
-    run: Callable[[Main], None] = request.param
-    return run
+__all__ = ["in_loop"]
 
 
 # ---- the names -----------------------------------------------------------------------------------------------------
@@ -62,7 +38,7 @@ INNER = {
     libctrd.Process: {"began", "clean", "drained", "exited", "failed", "let_go", "let_go_of_ends", "open", "take"},
     libctrd.EventStream: {"get_nowait", "put"},
 }
-AT_ONCE = {"close", "events", "give_up_output", "process", "subscribe", "undelivered"}
+AT_ONCE = {"close", "container", "events", "give_up_output", "process", "subscribe", "undelivered"}
 
 
 @pytest.mark.parametrize(("sync", "mirror"), PAIRS)
@@ -283,6 +259,69 @@ def test_a_terminal_has_no_stderr_that_says_anything(any_client: Client, spec: M
     asyncio_run(main())
 
 
+# ---- as subprocess has it ------------------------------------------------------------------------------------------
+
+
+def test_a_container_in_a_block_communicates_and_is_gone_after_it(
+    any_client: Client, rootfs: str, in_loop: Callable[[Main], None]
+) -> None:
+    data = os.urandom(3 << 20)
+
+    async def main() -> None:
+        client = aio.Client(any_client)
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE, "stderr": aio.PIPE}
+        script = ["/bin/sh", "-c", "echo err >&2; cat; exit 4"]
+        async with client.container(script, rootfs=rootfs, **pipes) as container:
+            assert await container.communicate(data, WAIT) == (data, b"err\n")
+            assert (await container.wait()).code == 4
+            with pytest.raises(InvalidArgumentError, match="has sent an input before"):
+                await container.communicate(b"again")
+        async with client.container(["/bin/cat"], rootfs=rootfs, id="web", **pipes, text=True) as container:
+            process = await container.exec(["/bin/sh", "-c", "echo further"])
+            assert await process.communicate(timeout=WAIT) == (b"further\n", b"")
+            assert container.stdin is not None
+            assert container.stdout is not None
+            assert await container.stdin.write("h\u00e4h\r\nsecond") == 11
+            assert await container.stdout.readline() == "h\u00e4h\n"
+            assert await container.stdout.read(3) == "sec"
+            assert await container.stdout.read(100) == "ond"
+        assert (await container.wait()).code == 137
+        assert await client.containers() == []
+
+    in_loop(main())
+
+
+def test_communicate_in_a_loop_can_be_called_again_after_its_time_limit(any_client: Client, rootfs: str) -> None:
+    async def main() -> None:
+        client = aio.Client(any_client)
+        go = f"/tmp/{uuid.uuid4()}"
+        script = f"echo begun; cat; while test ! -e {go}; do usleep 10000; done; echo end"
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE}
+        async with client.container(["/bin/sh", "-c", script], rootfs=rootfs, **pipes, encoding="utf-8") as container:
+            for data in ("s\u00e4nt once", None):
+                with pytest.raises(DeadlineError, match=r"did not end within 0\.1 s"):
+                    await container.communicate(data, 0.1)
+            await (await container.exec(["/bin/touch", go], aio.NULL)).wait(WAIT)
+            assert await container.communicate(timeout=WAIT) == ("begun\ns\u00e4nt onceend\n", None)
+
+    asyncio_run(main())
+
+
+def test_a_character_that_comes_in_parts_is_one(any_client: Client, rootfs: str) -> None:
+    async def main() -> None:
+        script = ["/bin/sh", "-c", "printf '\\303'; read x; printf '\\244\\n'"]
+        pipes = {"stdin": aio.PIPE, "stdout": aio.PIPE}
+        async with aio.Client(any_client).container(script, rootfs=rootfs, **pipes, text=True) as container:
+            assert container.stdin is not None
+            assert container.stdout is not None
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(container.stdout.read(10), 0.1)
+            await container.stdin.write("\n")
+            assert [line async for line in container.stdout] == ["\u00e4\n"]
+
+    asyncio_run(main())
+
+
 # ---- cancelled -----------------------------------------------------------------------------------------------------
 
 
@@ -332,105 +371,3 @@ def test_a_time_limit_of_the_loop_kills_and_cleans(any_client: Client, rootfs: s
         assert await aio.Client(any_client).containers() == []
 
     asyncio_run(main())
-
-
-# ---- the loop ------------------------------------------------------------------------------------------------------
-
-
-def test_a_client_is_awaited_or_entered(state_dir: str) -> None:
-    async def main() -> None:
-        async with aio.connect(f"local:{state_dir}") as client:
-            assert client.address == f"local:{state_dir}"
-        with pytest.raises(ClosedError):
-            await client.containers()
-        client = await aio.connect(f"local:{state_dir}")
-        assert (await client.info()) == client._sync.info()
-        await client.close()
-        with pytest.raises(InvalidArgumentError):
-            await aio.connect("nonsense")
-
-    asyncio_run(main())
-
-
-def test_events_that_come_while_nobody_waits_are_kept_and_too_many_are_told(any_client: Client) -> None:
-    async def main() -> None:
-        stream = aio.Client(any_client).events()
-        with pytest.raises(DeadlineError, match=r"no event came within 0\.01 s"):
-            await stream.get(0.01)
-        info = libctrd.StateInfo("pause")
-        waiting = asyncio.ensure_future(stream.get(WAIT))
-        await asyncio.sleep(0)
-        threading.Thread(target=any_client._tell, args=("web", info)).start()
-        assert await waiting == ("web", info)
-        for _ in range(2049):
-            any_client._tell("web", info)
-        for _ in range(2048):
-            assert await stream.get(0) == ("web", info)
-        with pytest.raises(UnavailableError, match="fell more than 2048 events behind"):
-            await stream.get()
-        with pytest.raises(ClosedError):
-            await stream.get()
-        assert [event async for event in stream] == []
-
-    asyncio_run(main())
-
-
-def test_a_loop_has_one_descriptor_for_everything(any_client: Client, spec: Make) -> None:
-    """And nothing of it is left when the loop has gone."""
-
-    async def main() -> None:
-        client = aio.Client(any_client)
-        before = bell_count()
-        containers = [await client.create(f"web{number}", spec("read x; echo $x")) for number in range(5)]
-        for container in containers:
-            await container.start()
-        waits = [asyncio.ensure_future(container.wait()) for container in containers]
-        reads = [asyncio.ensure_future(container.stdout.read()) for container in containers if container.stdout]
-        async with client.events():
-            await asyncio.sleep(0.1)
-            assert bell_count() == before == 1
-        for container in containers:
-            assert container.stdin is not None
-            await container.stdin.write(b"now\n")
-        assert await asyncio.gather(*reads) == [b"now\n"] * 5
-        assert [status.code for status in await asyncio.gather(*waits)] == [0] * 5
-
-    def bell_count() -> int:
-        assert crossings.crossing() is crossings.crossing()
-        return len(crossings._crossings)
-
-    asyncio_run(main())
-    gc.collect()
-    assert len(crossings._crossings) == 0
-
-
-@pytest.mark.local("the number of starts a second is the engine's own")
-def test_a_thousand_at_once_are_all_right(state_dir: str, rootfs: str) -> None:  # C28
-    """Each has its own output and its own code; one relay, and no thread for a container or a call."""
-    most = 0
-
-    async def one(client: aio.Client, number: int) -> None:
-        nonlocal most
-        done = await aio.run(
-            ["/bin/sh", "-c", f"echo {number}; echo err {number} >&2; exit {number % 200}"],
-            rootfs=rootfs,
-            capture_output=True,
-            client=client,
-        )
-        assert (done.exit_code, done.stdout) == (number % 200, b"%d\n" % number)
-        assert done.stderr == b"err %d\n" % number
-        most = max(most, threading.active_count())
-
-    async def main() -> None:
-        async with aio.connect(f"local:{state_dir}") as client:
-            await asyncio.gather(*(one(client, number) for number in range(MANY)))
-        names = []
-        for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/self/task/{task}/comm") as file:
-                names.append(file.read().strip())
-        assert names.count("ctrd-relay") == 1
-
-    before = threading.active_count()
-    asyncio.run(asyncio.wait_for(main(), 10 * WAIT))
-    assert most - before <= crossings.processors() + crossings.CALLERS + 12, "lanes, callbacks, and those of the loop"
-    nothing_left(state_dir)

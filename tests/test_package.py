@@ -31,20 +31,7 @@ MOST_LINES = 500
 LAYERS = (
     ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    (
-        "_checks",
-        "_proc",
-        "_signals",
-        "_spawn",
-        "_worker",
-        "_xattr",
-        "held",
-        "inotify",
-        "locks",
-        "milestone",
-        "proc",
-        "shape",
-    ),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "held", "inotify", "locks", "proc", "shape"),
     ("state",),
     ("engine.channel",),
     ("fifo",),
@@ -64,9 +51,10 @@ LAYERS = (
     ),
     ("stdio",),
     ("engine.base", "events"),
-    ("owning", "unread"),
+    ("owning", "text", "unread"),
     ("process",),
     ("attaching", "changes", "starting", "telling"),
+    ("asking",),
     ("container",),
     ("handling",),
     ("client", "restoring"),
@@ -129,7 +117,7 @@ LAYERS = (
     ("aio.mirror", "aio.streams"),
     ("aio.containers",),
     ("aio.clients",),
-    ("aio",),
+    ("aio", "doctor", "testing"),
     ("serve.changes", "serve.eventlog", "serve.keeper", "serve.metrics", "serve.sockets"),
     ("serve.wire",),
     ("serve.checkpoints", "serve.descriptions"),
@@ -193,7 +181,8 @@ def test_what_is_imported_is_asked_for_at_installation_and_nothing_else_is() -> 
         if name.startswith("libctrd/") and name.endswith(".py")
         for other in imported_by_python(text)
     }
-    extra = {"prometheus_client"}  # for the option of `ctrd serve` that says so when it is missing
+    # For the option of `ctrd serve` that says so when it is missing, and for who writes tests with `libctrd.testing`.
+    extra = {"prometheus_client", "pytest"}
     assert imported - sys.stdlib_module_names - {"libctrd", "compression"} == set(DEPENDENCIES.values()) | extra
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from libctrd import client as clients
 from libctrd import container as containers
@@ -16,16 +16,17 @@ from libctrd._checks import seconds_of
 from libctrd.aio.containers import Container
 from libctrd.aio.loop import CALLS, IMAGES, STARTS, crossing, off, outlast, settle
 from libctrd.aio.mirror import Mirror, mirrored
-from libctrd.aio.streams import in_loop
+from libctrd.aio.streams import gathered, in_loop
 from libctrd.errors import ClosedError, DeadlineError, UnavailableError
 from libctrd.once import Completed
 from libctrd.state import StateInfo
-from libctrd.stdio import PIPE
+from libctrd.stdio import INHERIT, NULL, PIPE, Stdio
 
 if TYPE_CHECKING:
     from libctrd.events import Listener
     from libctrd.images import Image
-    from libctrd.stdio import Callback, Choice, Stdio
+    from libctrd.stdio import Callback, Choice, Stream
+M = TypeVar("M", bound="Client | Container")
 
 
 class EventStream:
@@ -132,6 +133,32 @@ class Client(Mirror):
         create = partial(self._sync.create, id, spec, **options)
         return Container(await off(STARTS, create, containers.Container.clean))
 
+    def container(
+        self,
+        args: Sequence[str] | None = None,
+        *,
+        stdin: Stream | None = None,
+        stdout: Stream | None = None,
+        stderr: Stream | None = None,
+        **options: Any,
+    ) -> Making[Container]:
+        """Creates a container and starts it, as `libctrd.Client.container` does: to be awaited, or entered.
+
+        ``async with client.container(...) as container`` kills and cleans it at the end of the block.
+        """
+        first, *outputs = Stdio(
+            NULL if stdin is None else stdin,
+            INHERIT if stdout is None else stdout,
+            INHERIT if stderr is None else stderr,
+        ).streams
+        out, err = map(gathered, outputs)
+        make = partial(self._sync.container, args, stdin=first, stdout=out, stderr=err, **options)
+
+        async def made() -> Container:
+            return Container(await off(STARTS, make, containers.Container.__exit__))
+
+        return Making(made)
+
     async def containers(self) -> Sequence[Container]:
         """Every container of the engine, whoever started it, by id."""
         return [Container(found) for found in await off(CALLS, self._sync.containers)]
@@ -164,31 +191,33 @@ class Client(Mirror):
         await outlast(self.close())
 
 
-class _Connecting:
-    """What `connect` returns: ``await`` it, or enter it with ``async with``."""
+class Making(Generic[M]):
+    """What makes something: ``await`` it, or enter it with ``async with``, which ends what was made."""
 
-    def __init__(self, connect: Callable[[], clients.Client]) -> None:
-        self._connect = connect
-        self._client: Client | None = None
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, M]]) -> None:
+        self._make = make
+        self._made: M | None = None
 
-    async def _connected(self) -> Client:
-        self._client = Client(await off(CALLS, self._connect, clients.Client.close))
-        return self._client
+    def __await__(self) -> Generator[Any, None, M]:
+        return self._make().__await__()
 
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self._connected().__await__()
-
-    async def __aenter__(self) -> Client:
-        return await self._connected()
+    async def __aenter__(self) -> M:
+        self._made = await self._make()
+        return self._made
 
     async def __aexit__(self, *_: object) -> None:
-        if self._client is not None:
-            await outlast(self._client.close())
+        if self._made is not None:
+            await self._made.__aexit__()
 
 
-def connect(address: str | None = None, *, runtime: str | None = None, namespace: str | None = None) -> _Connecting:
+def connect(address: str | None = None, *, runtime: str | None = None, namespace: str | None = None) -> Making[Client]:
     """Connects to an engine, as `libctrd.connect` does: ``await connect()``, or ``async with connect() as client``."""
-    return _Connecting(partial(engine.connect, address, runtime=runtime, namespace=namespace))
+    there = partial(engine.connect, address, runtime=runtime, namespace=namespace)
+
+    async def made() -> Client:
+        return Client(await off(CALLS, there, clients.Client.close))
+
+    return Making(made)
 
 
 @functools.wraps(once.run, assigned=())

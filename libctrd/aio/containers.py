@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from libctrd import container as containers
 from libctrd import process as processes
-from libctrd.aio.loop import CALLS, STARTS, off
+from libctrd.aio.loop import CALLS, STARTS, off, outlast
 from libctrd.aio.mirror import Mirror, mirrored, until
-from libctrd.aio.streams import Reader, Writer, in_loop, reader_of, writer_of
-from libctrd.errors import NotFoundError
+from libctrd.aio.streams import Reader, Writer, communicate, in_loop, reader_of, writer_of
+from libctrd.errors import InvalidArgumentError, NotFoundError
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import PIPE
 
@@ -72,6 +72,10 @@ class Process(Mirror):
         sync = self._sync
         await until(sync._notified, timeout, f"process {sync.name!r} of container {sync._container.id!r}")
         return sync._ended()
+
+    async def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Sends *input*, gathers its output and waits for its end, as `libctrd.Process.communicate` does."""
+        return await communicate(self._sync, self.wait(), input, timeout)
 
     def undelivered(self) -> dict[str, CtrdError]:
         """Which of its outputs could not be delivered to where they were to go, and why."""
@@ -180,6 +184,20 @@ class Container(Mirror):
         told = sync if sync._processes or sync._exit is not None else await off(CALLS, sync._told)
         await until(told._notified, timeout, f"container {sync.id!r}")
         return sync._ended(told)
+
+    async def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Sends *input*, gathers its output and waits for its end, as `libctrd.Container.communicate` does."""
+        init = self._sync._processes.get(INIT)
+        if init is None:
+            raise InvalidArgumentError(f"container {self.id!r} was not started by this client: attach to it first")
+        return await communicate(init, self.wait(), input, timeout)
+
+    async def __aenter__(self) -> Container:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """At the end of the block it is killed if it still runs, and cleaned; its pipes are closed."""
+        await outlast(off(CALLS, self._sync.__exit__))
 
     info = mirrored(containers.Container.info)
     spec = mirrored(containers.Container.spec)

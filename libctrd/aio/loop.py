@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from libctrd import relay
-from libctrd.milestone import Milestone
+from libctrd.locks import Milestone
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from libctrd._checks import seconds_of
 from libctrd.aio.loop import CALLS, off, reached
 from libctrd.errors import DeadlineError
-from libctrd.milestone import Milestone
+from libctrd.locks import Milestone
 
 P = ParamSpec("P")
 R = TypeVar("R")

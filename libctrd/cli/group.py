@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "images": "List, import, pull and remove the images of a containerd.",
     "serve": "Serve the API of containerd 0.2 in front of the local engine.",
     "spec": "Print a spec to begin with, or check one.",
+    "doctor": "Check what containers need on this host.",
     "info": "Show the engine and its OCI runtime.",
     "version": "Show the version of ctrd.",
     "completion": "Print what a shell needs to complete ctrd.",
