@@ -173,6 +173,22 @@ def test_it_floods_its_output(client: Client, spec: Make, state_dir: str, how: s
     assert not any(leftovers(state_dir).values())
 
 
+@pytest.mark.local("it is the shim that writes a log")
+def test_a_log_that_nobody_reads_holds_nothing_up(client: Client, spec: Make, tmp_path: Path) -> None:
+    """A fifo at that path, without a reader, or with one that does not read: a clear error, and lines that are lost."""
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    options: dict[str, Any] = {"unattended": "log", "log": str(log)}
+    with pytest.raises(libctrd.CtrdError, match=str(log)):
+        client.create("web", spec("true")).start(libctrd.DETACHED, **options)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    container = client.create("web", spec("yes | head -c 3000000; exit 4"))
+    container.start(libctrd.DETACHED, **options)
+    assert container.wait(WAIT).code == 4
+    container.clean()
+    os.close(reader)
+
+
 def _runs(pid: str, program: str) -> bool:
     return os.path.basename(os.readlink(f"/proc/{pid}/exe")) == program
 
