@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "start": "Start containers that were created.",
     "exec": "Run a further process in a container.",
     "attach": "Connect to the streams of a container that runs.",
+    "logs": "Show what a container has logged.",
     "wait": "Wait for the end of containers.",
     "kill": "Send a signal to containers.",
     "pause": "Freeze containers.",
