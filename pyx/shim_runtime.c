@@ -377,7 +377,7 @@ static void remove_files(void)
 {
 	/* The record of the container first: without that of its exit it would be one that was never started. */
 	static const char *const ours[] = {"state.json", SOCKET_NAME, TTY_NAME, RECORD_NAME, RECORD_TEMP, PID_NAME, LOG_NAME,
-					   "criu.conf",  "config.json"};
+					   "criu.conf",  "log.json", "config.json"};
 	static const char *const bundled[] = {"config.json", "init-stdin", "init-stdout", "init-stderr"};
 	int bundle = hold(opt.bundle, O_DIRECTORY), parent;
 	char above[PATH_MAX];

@@ -173,6 +173,17 @@ def test_it_floods_its_output(client: Client, spec: Make, state_dir: str, how: s
     assert not any(leftovers(state_dir).values())
 
 
+@pytest.mark.local("it is the shim that removes it")
+def test_one_that_logs_and_removes_itself_leaves_its_log_alone(
+    client: Client, spec: Make, tmp_path: Path, state_dir: str
+) -> None:
+    log = tmp_path / "log"
+    container = client.create("web", spec("echo kept"))
+    container.start(libctrd.DETACHED, unattended="log", log=str(log), auto_remove=True)
+    until(lambda: not any(leftovers(state_dir).values()))
+    assert log.read_text() == "kept\n"
+
+
 @pytest.mark.local("it is the shim that writes a log")
 def test_a_log_that_nobody_reads_holds_nothing_up(client: Client, spec: Make, tmp_path: Path) -> None:
     """A fifo at that path, without a reader, or with one that does not read: a clear error, and lines that are lost."""
