@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from libctrd.stdio import PIPE as PIPE
     from libctrd.stdio import IOPipe as IOPipe
     from libctrd.stdio import Stdio as Stdio
-    from libctrd.stdio import discard_fifos as discard_fifos
     from libctrd.stdio import open_fifos as open_fifos
+    from libctrd.unread import discard_fifos as discard_fifos
 
 __version__ = "0.1.0"
 
@@ -71,7 +71,8 @@ _HOMES = {
     "process": ("Process",),
     "once": ("Completed", "run"),
     "state": ("ContainerInfo", "ExitStatus", "StateInfo"),
-    "stdio": ("DETACHED", "INHERIT", "NULL", "PIPE", "IOPipe", "Stdio", "discard_fifos", "open_fifos"),
+    "stdio": ("DETACHED", "INHERIT", "NULL", "PIPE", "IOPipe", "Stdio", "open_fifos"),
+    "unread": ("discard_fifos",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from libctrd import _checks, relay
+from libctrd.directory import held
 from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError
 from libctrd.fifo import Fifo, adopt_fifo, open_fifo
 from libctrd.process import Process
@@ -75,7 +76,7 @@ def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback, *,
             if stream in left:
                 opened[stream] = adopt_fifo(left.pop(stream), path)
             else:
-                opened[stream] = open_fifo(path, (os.O_WRONLY if stream == "stdin" else os.O_RDONLY) | os.O_NONBLOCK)
+                opened[stream] = _open(process, path, os.O_WRONLY if stream == "stdin" else os.O_RDONLY)
                 if stream != "stdin":
                     _see_a_writer(opened[stream])
             if unwanted:
@@ -90,6 +91,15 @@ def connect(process: Process, ends: Ends, streams: Choice | Stdio | Callback, *,
     finally:
         for fd in left.values():
             os.close(fd)
+
+
+def _open(process: Process, path: str, access: int) -> Fifo:
+    """One of the container's own directory is opened in that; where a daemon was told of another one, at its path."""
+    bundle, name = os.path.split(path)
+    if bundle != process._container.bundle:
+        return open_fifo(path, access | os.O_NONBLOCK)
+    with held(bundle, process._container._client._root) as where:
+        return open_fifo(os.path.join(where, name), access | os.O_NONBLOCK, shown_as=path)
 
 
 def _see_a_writer(fifo: Fifo) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from libctrd.errors import DeadlineError, NotFoundError
+from libctrd.errors import DeadlineError, NotFoundError, RuntimeFailedError
 
 if TYPE_CHECKING:
     from libctrd.container import Container
 
 Change = Literal["pause", "resume"]
+
+
+_GONE = re.compile(r"container not running|is not running|no such process", re.IGNORECASE)
+"""How runtimes say that there is no process any more."""
+
+
+def has_ended(container: Container, error: RuntimeFailedError) -> bool:
+    """Has a runtime failed because the container ended while it was at it? Each has other words for what it met."""
+    try:
+        return bool(_GONE.search(str(error))) or container._client._engine.snapshot(container.id).status == "stopped"
+    except NotFoundError:
+        return True
 
 
 class Waiter:
@@ -39,9 +52,11 @@ class Changes:
             waiting.append(waiter)
             try:
                 (client._engine.pause if change == "pause" else client._engine.resume)(self._id)
-            except BaseException:
+            except BaseException as error:
                 if waiter in waiting:
                     waiting.remove(waiter)
+                if isinstance(error, RuntimeFailedError) and has_ended(container, error):
+                    raise NotFoundError(f"container {self._id!r} ended before it could {change}") from error
                 raise
         if not waiter.woken.wait(timeout):
             raise DeadlineError(f"container {self._id!r} did not {change} within {timeout:g} s")

@@ -19,7 +19,8 @@ from libctrd import spec as specs
 from libctrd._checks import seconds_of
 from libctrd._log import log
 from libctrd.container import Container
-from libctrd.engine.base import Engine, EngineInfo, Mount, Wanted
+from libctrd.directory import held
+from libctrd.engine.base import Engine, EngineInfo, Mount, Record, Wanted
 from libctrd.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -130,15 +131,19 @@ class Client(Telling):
                 uid, gid = specs.host_root(spec)
                 if (uid, gid) not in ((0, 0), (os.geteuid(), os.getegid())):
                     bundle = os.path.join(directory.for_root(self._root, uid, gid), id)
-                    directory.remove_tree(bundle)
+                    directory.remove_tree(bundle, follow=False)
                     directory.make(bundle, uid, gid)
                 record, spec = self._engine.plan(id, bundle, spec, wanted)
                 config = specs.encode(spec, checked=True)
-                _write(os.path.join(bundle, CONFIG), config)
+                _write(
+                    os.path.join(path, CONFIG), config
+                )  # which is believed; the other one is container root's to change
+                if bundle != path:
+                    with held(bundle, self._root) as where:
+                        _write(os.path.join(where, CONFIG), config)
                 self._engine.reserve(record, config)
             except BaseException:
-                directory.remove_tree(bundle)
-                directory.remove_tree(path)
+                directory.remove_both(bundle, path)
                 raise
             finally:
                 os.close(claim)
@@ -235,8 +240,14 @@ class Client(Telling):
             state = "has ended and keeps its exit record" if snapshot.exit else f"is {snapshot.status}"
             raise AlreadyExistsError(f"container {id!r} {state}: remove it first (`ctrd rm {id}`) or choose another id")
         self._engine.delete(id, force=True)
-        directory.remove_tree(bundle)
-        directory.remove_tree(path)
+        directory.remove_both(bundle, path)
+
+    def _spec_of(self, record: Record) -> specs.Spec:
+        """The one that is believed: in a bundle the container's root, who is a user of the host, may write (C19)."""
+        if record.foreign:
+            return self._engine.spec(record.id)
+        ours = os.path.join(self._root, record.id)
+        return specs.load(ours if os.path.lexists(os.path.join(ours, CONFIG)) else record.bundle)
 
     def containers(self) -> list[Container]:
         """Every container of the engine, whoever started it, by id."""
@@ -332,9 +343,7 @@ class Client(Telling):
             self._engine.delete(id, force)
             if not directory.clean_disabled():
                 self._engine.release(id)
-                if container.bundle != path:
-                    directory.remove_tree(container.bundle)
-                directory.remove_tree(path)
+                directory.remove_both(container.bundle, path)
         finally:
             os.close(claim)
         self._forget(container)

@@ -116,7 +116,7 @@ class Container(Asking):
 
         Of a container that another program made the engine tells it.
         """
-        return self._client._engine.spec(self.id) if self._record.foreign else specs.load(self.bundle)
+        return self._client._spec_of(self._record)
 
     # ---- streams -------------------------------------------------------------------------------------------------
 

@@ -5,31 +5,37 @@ Removals go by directory descriptor, follow no symbolic link and never descend i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 
 from libctrd import _checks, proc
 from libctrd._checks import descriptors_left
 from libctrd._proc import lib
-from libctrd.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, from_os_error
+from libctrd.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError, from_os_error
 
 _UNDO_DESCRIPTORS = 8  # twice of what the removal of a container's directory has open at a time
+_DEEPEST = 32
+"""So many directories of a tree that is removed are open at a time, at most."""
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0)  # without it a fifo must not wait
 NOCLEAN = "LIBCONTAINERD_NOCLEAN"
 """The environment variable that, when exactly ``1``, keeps every container's directory (C2)."""
 
 
 def check_state_dir(path: str) -> str:
-    """Makes the state directory *path* when it is missing (0700) and checks that it may be used; returns it absolute.
+    """Makes the state directory *path* when it is missing (0700) and checks that it may be used; returns its real path.
 
     Raises `InvalidArgumentError` when a symbolic link or no directory stands there, `UnavailableError` when it is not
-    ours to write. (A link above it, such as ``/var/run``, is fine.)
+    ours to write, or others can put another in its place. (A link above it, such as ``/var/run``, is followed.)
     """
-    path = os.path.abspath(path)
+    above, name = os.path.split(os.path.abspath(path))
+    path = os.path.join(os.path.realpath(above), name)
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        _check_above(path)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -49,20 +55,49 @@ def check_state_dir(path: str) -> str:
 
 
 def _check_ours(path: str) -> None:
-    """Who can write a state directory can put another container in a container's place, with other rights.
-
-    This user's own group may: where the umask is 002 each user has one that nobody else is in.
-    """
+    """Who can write a state directory can put another container in a container's place, with other rights."""
     status = os.lstat(path)
     if status.st_uid != os.geteuid():
         raise UnavailableError(
             f"the state directory {path!r} belongs to user {status.st_uid}, and not to {os.geteuid()}: use your own"
         )
-    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid()):
+    if _others_may_write(status):
         raise UnavailableError(
             f"others may write in the state directory {path!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put "
             "containers there: chmod go-w, or use another"
         )
+
+
+def _check_above(path: str) -> None:
+    """Who can change a name on the way to a state directory can put his own in its place.
+
+    So every directory above *path*, which has no link in it, has to belong to root or to this user, and to be writable
+    for nobody else, or sticky, like ``/tmp``. Raises `UnavailableError`.
+    """
+    above = path
+    while above != "/":
+        above = os.path.dirname(above)
+        status = os.stat(above)
+        if status.st_uid not in (0, os.geteuid()):
+            from libctrd.held import belongs_to_nobody_here  # the rare case
+
+            if belongs_to_nobody_here(status.st_uid):
+                continue
+            raise UnavailableError(
+                f"{above!r}, above the state directory {path!r}, belongs to user {status.st_uid}, who could put "
+                f"another in its place: use one whose path is root's or user {os.geteuid()}'s own"
+            )
+        if _others_may_write(status) and not status.st_mode & stat.S_ISVTX:
+            raise UnavailableError(
+                f"others may write in {above!r} (mode {stat.S_IMODE(status.st_mode):04o}), and so put another "
+                f"directory in the place of the state directory {path!r}: chmod go-w, or use another"
+            )
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    """This user's own group is no other: where the umask is 002 each user has one that nobody else is in."""
+    mode = status.st_mode
+    return bool(mode & stat.S_IWOTH or (mode & stat.S_IWGRP and status.st_gid != os.getegid()))
 
 
 def for_root(root: str, uid: int, gid: int) -> str:
@@ -80,8 +115,8 @@ def for_root(root: str, uid: int, gid: int) -> str:
             continue
         path = os.path.join(path, part)
         try:
-            enterable = os.stat(path).st_mode & stat.S_IXOTH
-        except FileNotFoundError:
+            enterable = os.lstat(path).st_mode & stat.S_IXOTH
+        except OSError:  # it is missing, above all; of all else `make` says what is the matter
             enterable = 0
         if not enterable:
             path = f"{path}.{uid}.{gid}"
@@ -90,26 +125,66 @@ def for_root(root: str, uid: int, gid: int) -> str:
 
 
 def make(path: str, uid: int, gid: int, exist_ok: bool = False) -> None:
-    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError` and others."""
+    """Makes the directory *path* with mode 0700, owned by *uid*:*gid* (C5). Raises `AlreadyExistsError` and others.
+
+    The way to it may be that user's: no link on it is followed (`open_directory`), and what is held is given away.
+    """
+    above, name = os.path.split(path)
+    parent = _open_unfollowed(above)
     try:
-        os.mkdir(path, 0o700)
+        _make(parent, name, path, uid, gid, exist_ok)
+    finally:
+        os.close(parent)
+
+
+def _make(parent: int, name: str, path: str, uid: int, gid: int, exist_ok: bool) -> None:
+    made = True
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
         if not exist_ok:
             raise AlreadyExistsError(
                 f"the directory {path!r} is there already: remove it or choose another id"
             ) from None
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise InvalidArgumentError(
-                f"{path!r} is not a directory, and a container's directory is to be made in it"
-            ) from None
+        made = False
     except OSError as error:
         raise from_os_error(error, f"make the directory {path!r}") from error
     try:
-        if (uid, gid) != (os.geteuid(), os.getegid()) or exist_ok:
-            os.chown(path, uid, gid, follow_symlinks=False)
+        fd = _open(parent, name)
     except OSError as error:
-        os.rmdir(path)
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise from_os_error(error, f"open the directory {path!r}") from error
+        raise InvalidArgumentError(
+            f"{path!r} is not a directory, and a container's directory is to be made in it"
+        ) from None
+    try:
+        if (uid, gid) != (os.geteuid(), os.getegid()) or not made:
+            os.fchown(fd, uid, gid)
+        if not made:
+            os.fchmod(fd, 0o700)  # who had made it might have let others in
+    except OSError as error:
+        if made:
+            os.rmdir(name, dir_fd=parent)
         raise from_os_error(error, f"give the directory {path!r} to {uid}:{gid}") from error
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def held(path: str, root: str) -> Iterator[str]:
+    """A path to the directory *path* that stays the one to it, whatever becomes of its names meanwhile.
+
+    One that lies in *root*, a state directory, is that already: nobody else can change a name there. Raises what
+    `libctrd.held.open_directory` does.
+    """
+    if os.path.dirname(path) == root:
+        yield path
+        return
+    fd = _open_unfollowed(path)
+    try:
+        yield f"/proc/self/fd/{fd}"  # only Linux maps the ids of containers, so only there is such a directory
+    finally:
+        os.close(fd)
 
 
 def check_room() -> None:
@@ -156,63 +231,108 @@ def clean_disabled() -> bool:
     return os.environ.get(NOCLEAN) == "1"
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str, *, follow: bool = True) -> None:
     """Removes the directory *path* and all in it (C2). One that is not there is success.
 
-    Symbolic links are removed, not followed. A mount in the tree is unmounted first (lazily, like the runtimes do);
-    one that cannot be, and any elsewhere than on Linux, is refused with `UnavailableError` before anything behind it is
-    touched.
+    Symbolic links are removed, not followed. Those on the way to it are followed, unless *follow* is false, for a
+    *path* on which others may change names: then they are refused with `UnavailableError`. A mount in the tree is
+    unmounted first (lazily, like the runtimes do); one that cannot be, and any elsewhere than on Linux, is refused
+    before anything behind it is touched. However deep the tree is, it takes a bounded number of descriptors.
     """
     parent, name = os.path.split(path.rstrip("/"))
     try:
-        top = os.open(parent or ".", _OPEN)
-    except FileNotFoundError:
+        top = os.open(parent or ".", _OPEN) if follow else _open_unfollowed(parent)
+    except (FileNotFoundError, NotFoundError):
         return
     except OSError as error:
         raise from_os_error(error, f"open {parent!r} to remove {name!r} from it") from error
     try:
-        _remove(top, name, path)
+        _Removal(path).remove(top, name, path)
     finally:
         os.close(top)
 
 
-def _remove(parent: int, name: str, path: str, inode: int | None = None, tries: int = 5) -> None:
-    """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then.
+def remove_both(bundle: str, path: str) -> None:
+    """Removes the directory of a container, and *path*, ours for it, when that is another one (C19)."""
+    try:
+        if bundle != path:
+            remove_tree(bundle, follow=os.path.dirname(bundle) == os.path.dirname(path))
+    finally:
+        remove_tree(path)
 
-    *inode* is the number that *parent* has for it; ``None`` for the tree itself, which may be a mount.
-    """
-    try:
-        fd = _open(parent, name) if inode is None else _open_below(parent, name, path, inode)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise from_os_error(error, f"open {path!r} to remove it") from error
-        _unlink(parent, name, path)
-        return
-    try:
+
+def _open_unfollowed(path: str) -> int:
+    from libctrd.held import open_directory  # the rare case
+
+    return open_directory(path)
+
+
+class _Removal:
+    """The removal of one tree. What lies deeper than `_DEEPEST` is moved into its top first, and removed there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._top = -1
+        self._lifted: list[tuple[str, int]] = []
+
+    def remove(
+        self, parent: int, name: str, path: str, inode: int | None = None, depth: int = 0, tries: int = 5
+    ) -> None:
+        """Another process may put a file into it meanwhile, such as a note of how the container has ended: again then.
+
+        *inode* is the number that *parent* has for it; ``None`` for the tree itself, which may be a mount.
+        """
+        try:
+            fd = _open(parent, name) if inode is None else _open_below(parent, name, path, inode)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise from_os_error(error, f"open {path!r} to remove it") from error
+            _unlink(parent, name, path)
+            return
+        try:
+            self._empty(fd, path, depth)
+            while depth == 0 and self._lifted:
+                lifted, number = self._lifted.pop()
+                self.remove(fd, lifted, f"{self._path}/{lifted}", number, 1)
+        finally:
+            os.close(fd)
+        try:
+            os.rmdir(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY and tries > 1:
+                self.remove(parent, name, path, inode, depth, tries - 1)
+                return
+            raise from_os_error(error, f"remove the directory {path!r}") from error
+
+    def _empty(self, fd: int, path: str, depth: int) -> None:
         try:
             with os.scandir(fd) as entries:
                 children = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
         except OSError as error:
             raise from_os_error(error, f"list {path!r} to remove it") from error
+        if depth == 0:
+            self._top = fd
         for child, is_dir, number in children:
             where = f"{path}/{child}"
-            if is_dir:
-                _remove(fd, child, where, number)
-            else:
+            if not is_dir:
                 _unlink(fd, child, where)
-    finally:
-        os.close(fd)
-    try:
-        os.rmdir(name, dir_fd=parent)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY and tries > 1:
-            _remove(parent, name, path, inode, tries - 1)
-            return
-        raise from_os_error(error, f"remove the directory {path!r}") from error
+            elif depth < _DEEPEST or not self._lift(fd, child, where, number):
+                self.remove(fd, child, where, number, depth + 1)
+
+    def _lift(self, parent: int, name: str, path: str, inode: int) -> bool:
+        """Moves that directory into the top of the tree; false when the system does not let us."""
+        lifted = f".lifted-{os.urandom(8).hex()}"
+        try:
+            os.close(_open_below(parent, name, path, inode))  # what is mounted on it has gone then, and does not hinder
+            os.rename(name, lifted, src_dir_fd=parent, dst_dir_fd=self._top)
+        except OSError:
+            return False  # its removal by the usual way says what is the matter
+        self._lifted.append((lifted, inode))
+        return True
 
 
 def _open(parent: int, name: str) -> int:

@@ -22,6 +22,7 @@ import zlib
 from typing import Final
 
 from libctrd import _checks
+from libctrd.directory import check_state_dir
 from libctrd.engine.base import Record
 from libctrd.errors import AlreadyExistsError, from_os_error
 
@@ -32,10 +33,15 @@ _lock = threading.Lock()  # guards both
 
 
 def shared_file() -> str:
-    """Where the file lies: by user, for only one who may open a container's fifos can be its reader."""
+    """Where the file lies: by user, for only one who may open a container's fifos can be its reader.
+
+    In ``/tmp`` it is in a directory of the user's own: who made a file there first could say that all are read already.
+    """
     if os.geteuid() == 0:
         return os.path.join(_checks.RUN, "ctrd.readers")
-    return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", f"ctrd-{os.geteuid()}.readers")
+    if place := os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(place, f"ctrd-{os.geteuid()}.readers")
+    return os.path.join(check_state_dir(f"/tmp/ctrd-{os.geteuid()}-readers"), "all")
 
 
 def _open(path: str) -> int:

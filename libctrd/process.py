@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from libctrd import proc, stdio
 from libctrd._checks import seconds_of, terminal_size
 from libctrd._log import log
+from libctrd.directory import held
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
 from libctrd.locks import Milestone
 from libctrd.state import INIT, ExitStatus
@@ -201,7 +202,9 @@ class Process:
 
     def open(self) -> None:
         """Opens the fifos and wraps stdin (C6)."""
-        self.streams.open(self._container.bundle, self.name, self._stdin_closed)
+        bundle = self._container.bundle
+        with held(bundle, self._container._client._root) as where:
+            self.streams.open(where, self.name, self._stdin_closed, named=bundle)
 
     def take(self, ends: Ends, streams: stdio.Streams, fifos: dict[str, Fifo]) -> None:
         """Takes streams of a process that is there already, in the place of `open`."""
@@ -268,7 +271,13 @@ class Process:
 
     def clean(self) -> None:
         """Removes its three fifos (C3). The caller holds the container's lock."""
-        stdio.remove_fifos(self._container.bundle, self.name)
+        try:
+            with held(self._container.bundle, self._container._client._root) as where:
+                stdio.remove_fifos(where, self.name)
+        except NotFoundError:
+            pass  # they have gone with their directory
+        except CtrdError as error:  # somebody has put something else in its place
+            log.warning("the fifos of process %s are left as they are: %s", self.name, error)
 
     def let_go(self) -> None:
         """Its client is closed: nobody will tell how it ends, so nobody may wait for it any longer."""

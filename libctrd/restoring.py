@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from libctrd import attaching, handling
 from libctrd._log import log
 from libctrd.container import Container
+from libctrd.directory import held
 from libctrd.engine.base import ProcessSnapshot, Snapshot
 from libctrd.errors import (
     AlreadyExistsError,
@@ -24,8 +25,9 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus, StateInfo
-from libctrd.stdio import DETACHED, Callback, Choice, Stdio, discard_fifos
+from libctrd.stdio import DETACHED, Callback, Choice, Stdio
 from libctrd.stdio import path as fifo_path
+from libctrd.unread import discard_fifos
 
 if TYPE_CHECKING:
     from libctrd.client import Client
@@ -218,7 +220,8 @@ def _give_notice(container: Container) -> None:
     client = container._client
     _become_owner(container)
     if any(os.path.lexists(fifo_path(container.bundle, INIT, stream)) for stream in ("stdout", "stderr")):
-        discard_fifos(container.bundle, INIT)
+        with held(container.bundle, client._root) as where:
+            discard_fifos(where, INIT)
     with contextlib.suppress(NotFoundError):
         client._engine.signal(container.id, INIT, _SIGTERM)
 

@@ -143,9 +143,14 @@ def add(
         process.pid = client._engine.exec(
             ExecRequest(container._record, name, settings, process.terminal, **_fifos(process, container))
         )
-    except BaseException:
+    except BaseException as error:
         process.failed()
         container._leave_bundle()
+        if isinstance(error, RuntimeFailedError):
+            from libctrd.changes import has_ended  # the rare case
+
+            if has_ended(container, error):
+                raise NotFoundError(f"container {container.id!r} ended before {name!r} was started in it") from error
         raise
     container._processes[name] = process
     try:

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from libctrd import _checks, reactor, relay
@@ -23,7 +23,6 @@ from libctrd.fifo import Fifo, growing_is_free, open_fifo
 STDERR_WITH_TERMINAL = _checks.ILLUMOS
 """On Solaris and illumos there is a stderr fifo with a terminal too (C13)."""
 
-DISCARD_SECONDS = 3.0
 GROWN = 1 << 20
 """Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
 
@@ -131,12 +130,12 @@ def fifos_in(directory: str) -> set[str]:
         return set()
 
 
-def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = True) -> IOPipe:
+def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = True, named: str = "") -> IOPipe:
     """Opens a process's three fifos in *directory* without waiting for a peer (C13).
 
     The directory is made when it is missing (0700), and so is each fifo. With *terminal* there is no stderr fifo,
     except on Solaris and illumos, and stderr reads as empty. Without *stdin* that fifo is left out. If one fails, those
-    already open are closed, those that were made are removed, and the error is raised.
+    already open are closed, those that were made are removed, and the error is raised. *named*: its name.
     """
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -149,7 +148,8 @@ def open_fifos(directory: str, process: str, terminal: bool, *, stdin: bool = Tr
         where = path(directory, process, stream)
         if not os.path.lexists(where):
             made.append(where)
-        return open_fifo(where, flags | os.O_CREAT | os.O_NONBLOCK, 0o700)
+        shown_as = path(named or directory, process, stream)
+        return open_fifo(where, flags | os.O_CREAT | os.O_NONBLOCK, 0o700, shown_as=shown_as)
 
     try:
         if stdin:
@@ -180,25 +180,6 @@ def remove_fifos(directory: str, process: str) -> None:
     """Removes a process's three fifos (C3). One that is missing is fine; one that cannot be removed is a warning."""
     for stream in STREAMS:
         _remove(path(directory, process, stream))
-
-
-def discard_fifos(directory: str, process: str = "init", streams: Iterable[str] = OUTPUTS) -> list[relay.Pump]:
-    """Drains a process's stdout and stderr in the background until their end, so that it never blocks on writing (C12).
-
-    They are not created. The other sides have 3 seconds in all to appear. One that cannot be opened is a logged
-    warning, and the other is drained all the same. *streams* names only one of them. Returns what drains them, at once.
-    """
-    pumps = []
-    for stream in streams:
-        where = path(directory, process, stream)
-        try:
-            pumps.append(relay.discard(open_fifo(where, os.O_RDONLY | os.O_NONBLOCK)))
-        except CtrdError as error:
-            log.warning("the output in %s is not drained: %s", where, error)
-    for pump in pumps:
-        # From then on a read of nothing is the end: of a fifo whose writer never came, and of no other.
-        reactor.shared().later(DISCARD_SECONDS, pump.no_more_writers)
-    return pumps
 
 
 class Stdin:
@@ -303,15 +284,17 @@ class Streams:
         self.wrapped: dict[str, Any] = {}  # what makes text of each, or an event loop reads of it
         self._stdin_pump: relay.Pump | None = None
         self._given_up: set[str] = set()
+        self._ends: _Ends | None = None
+        self._hurried = False
 
     def names(self) -> list[str]:
         """Which fifos there are: of ``stdin``, ``stdout`` and ``stderr``."""
         names = [name for name, choice in zip(STREAMS, self.chosen, strict=True) if choice is not NULL]
         return [n for n in names if not (n == "stderr" and self.terminal and not STDERR_WITH_TERMINAL)]
 
-    def open(self, directory: str, process: str, tell: Callable[[], None]) -> None:
+    def open(self, directory: str, process: str, tell: Callable[[], None], named: str = "") -> None:
         """Opens the fifos and wraps stdin, the first two steps of a start (C6). *tell* is for `Stdin`."""
-        self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL)
+        self.pipe = open_fifos(directory, process, self.terminal, stdin=self.chosen[0] is not NULL, named=named)
         if isinstance(self.pipe.stdin, Fifo):
             self.pipe.stdin = Stdin(self.pipe.stdin, tell)
         self._drop_unwanted(directory, process)
@@ -439,7 +422,15 @@ class Streams:
         The end: the relay has delivered all of it; or, where the caller reads himself, nobody can write any more, so
         that what he has not taken is in his own descriptor and cannot be lost.
         """
-        _Ends(self, drain_timeout, call)
+        self._ends = _Ends(self, drain_timeout, call)
+        if self._hurried:
+            self._ends.too_long(pumps=False)
+
+    def hurry(self) -> None:
+        """What the caller reads himself is not waited for any more: he does not read it."""
+        self._hurried = True
+        if self._ends is not None:
+            self._ends.too_long(pumps=False)
 
 
 class _Ends:
@@ -462,7 +453,7 @@ class _Ends:
         for pump in self._pumps:
             pump.on_done(lambda _: self._ended())
         if drain_timeout is not None and self._left > 1:
-            self._timer = reactor.shared().later(drain_timeout, self._too_long)
+            self._timer = reactor.shared().later(drain_timeout, self.too_long)
         self._ended()
 
     def _await_hang_up(self, duplicate: Callable[[], int]) -> None:
@@ -483,11 +474,11 @@ class _Ends:
         os.close(fd)
         self._ended()
 
-    def _too_long(self) -> None:
-        """What is kept open is not waited for any longer; what was written by then is still delivered."""
+    def too_long(self, pumps: bool = True) -> None:
+        """What is kept open is not waited for any longer; what was written by then is still delivered by *pumps*."""
         for fd in list(self._hung):
             self._hung_up(fd)
-        for pump in self._pumps:
+        for pump in self._pumps if pumps else ():
             pump.finish()
 
     def _ended(self) -> None:

@@ -8,14 +8,41 @@ reads still is left alone: every byte is his. Everything here is called under th
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from libctrd.errors import NotFoundError
+from libctrd import reactor, relay
+from libctrd._log import log
+from libctrd.errors import CtrdError, NotFoundError
+from libctrd.fifo import open_fifo
 from libctrd.state import INIT
-from libctrd.stdio import OUTPUTS, fifos_in
+from libctrd.stdio import OUTPUTS, fifos_in, path
 
 if TYPE_CHECKING:
     from libctrd.container import Container
+
+
+DISCARD_SECONDS = 3.0
+
+
+def discard_fifos(directory: str, process: str = "init", streams: Iterable[str] = OUTPUTS) -> list[relay.Pump]:
+    """Drains a process's stdout and stderr in the background until their end, so that it never blocks on writing (C12).
+
+    They are not created. The other sides have 3 seconds in all to appear. One that cannot be opened is a logged
+    warning, and the other is drained all the same. *streams* names only one of them. Returns what drains them, at once.
+    """
+    pumps = []
+    for stream in streams:
+        where = path(directory, process, stream)
+        try:
+            pumps.append(relay.discard(open_fifo(where, os.O_RDONLY | os.O_NONBLOCK)))
+        except CtrdError as error:
+            log.warning("the output in %s is not drained: %s", where, error)
+    for pump in pumps:
+        # From then on a read of nothing is the end: of a fifo whose writer never came, and of no other.
+        reactor.shared().later(DISCARD_SECONDS, pump.no_more_writers)
+    return pumps
 
 
 def throw_away(container: Container, *names: str) -> None:
@@ -27,8 +54,13 @@ def throw_away(container: Container, *names: str) -> None:
 
 
 def throw_all_away(container: Container) -> None:
-    """What is there of all of its processes, for it is cleaned by force, and nothing of it can be read later."""
+    """What is there of all of its processes, for it is cleaned by force, and nothing of it can be read later.
+
+    Who cleans waits for its end, and may be the one who should read what a daemon holds back: he has a moment for it.
+    """
     client = container._client
+    for ours in list((client._known(container.id) or container)._processes.values()):
+        reactor.shared().later(DISCARD_SECONDS, ours.streams.hurry)
     for name in {INIT, *container._processes, *fifos_in(container.bundle)}:
         process = container._processes.get(name)
         if not client._owners.try_to_take(container._record, name):

@@ -430,7 +430,7 @@ def growing_is_free() -> bool:
     return pipes_are_free()
 
 
-def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo:
+def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None, shown_as=None) -> Fifo:
     """Opens one end of the named pipe at *path* (C14 to C17).
 
     *flags*: ``os.O_RDONLY``, ``os.O_WRONLY`` or ``os.O_RDWR``, with ``os.O_CREAT`` to make it with permissions *mode* (less
@@ -439,6 +439,7 @@ def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo
 
     *timeout* (seconds) and *cancel* (a `Cancellation`) bound the wait for the peer, here or in that first read or write:
     it raises `DeadlineError` or `CancelledError`, and the fifo is closed. Once the peer has come they no longer matter.
+    *shown_as* is what it is called from then on, `Fifo.path` and errors, when *path* is only a way to get there.
 
     Raises `InvalidArgumentError` for other flags and for anything at *path* that is not a fifo (a symbolic link is not
     followed), `NotFoundError` when nothing is there, and `UnavailableError` for permissions, a full disk, and too many
@@ -464,7 +465,7 @@ def open_fifo(path, int flags, mode=0o700, *, timeout=None, cancel=None) -> Fifo
         raise InvalidArgumentError(f"mode {mode:#o} of fifo {path!r}: permissions are 0 to 0o7777")
     permissions = mode
     fifo = Fifo.__new__(Fifo)
-    fifo.path = path
+    fifo.path = path = path if shown_as is None else shown_as
     fifo._access = flags & O_ACCMODE
     fifo._deadline = deadline_in(timeout)
     fifo._cancel = cancel

@@ -188,6 +188,7 @@ void remove_process_files(void);
 
 /* shim_stdio.c */
 void no_streams(struct streams *io);
+int hold(const char *path, int flags);
 int open_stdio(struct streams *io, const char *const paths[3], const char **failed);
 void close_stdio(struct streams *io);
 void receive_terminal(struct streams *io);

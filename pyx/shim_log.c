@@ -7,12 +7,12 @@
 static int log_fd = -1;
 static long long log_size; /* bytes in the file */
 
-/* 0 or an errno. */
+/* 0 or an errno. It may be a fifo or a terminal, too: neither to open it nor to write there may hold us up. */
 int open_log(void)
 {
 	struct stat st;
 
-	log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
+	log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
 	if (log_fd < 0)
 		return errno;
 	log_size = fstat(log_fd, &st) == 0 ? st.st_size : 0;
@@ -35,7 +35,7 @@ static void begin_anew(void)
 		if (rename(from, to) < 0 && k == 1)
 			return;
 	}
-	fresh = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
+	fresh = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
 	if (fresh >= 0) {
 		close_fd(&log_fd);
 		log_fd = fresh;

@@ -273,8 +273,8 @@ void spawn_runtime(enum op op, int peer)
 	} else if (op == START) {
 		print(pid, sizeof pid, "%s/" PID_NAME, opt.state);
 		verb[n++] = "--detach";
-		verb[n++] = "--bundle";
-		verb[n++] = opt.bundle;
+		verb[n++] = "--bundle"; /* the spec that nobody else can change: the bundle may be the container's root's */
+		verb[n++] = opt.state;
 		verb[n++] = "--pid-file";
 		verb[n++] = pid;
 		if (opt.restore) {
@@ -377,9 +377,10 @@ static void remove_files(void)
 {
 	/* The record of the container first: without that of its exit it would be one that was never started. */
 	static const char *const ours[] = {"state.json", SOCKET_NAME, TTY_NAME, RECORD_NAME, RECORD_TEMP, PID_NAME, LOG_NAME,
-					   "criu.conf"};
+					   "criu.conf",  "log.json", "config.json"};
 	static const char *const bundled[] = {"config.json", "init-stdin", "init-stdout", "init-stderr"};
-	int bundle = open(opt.bundle, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int bundle = hold(opt.bundle, O_DIRECTORY), parent;
+	char above[PATH_MAX];
 
 	for (size_t i = 0; bundle >= 0 && i < sizeof bundled / sizeof *bundled; i++)
 		unlinkat(bundle, bundled[i], 0);
@@ -388,7 +389,12 @@ static void remove_files(void)
 		unlinkat(STATE_FD, ours[i], 0);
 	remove_process_files();
 	rmdir(opt.root);
-	rmdir(opt.bundle);
+	print(above, sizeof above, "%s", opt.bundle);
+	*(char *)base_name(above) = 0; /* a slash stays before it */
+	parent = hold(above, O_DIRECTORY);
+	if (parent >= 0)
+		unlinkat(parent, base_name(opt.bundle), AT_REMOVEDIR);
+	close_fd(&parent);
 	rmdir(opt.state);
 }
 

@@ -21,6 +21,27 @@ void no_streams(struct streams *io)
 }
 
 /*
+ * A handle of what is at *path*, which is not followed. Of a bundle that is not our own directory the container's root on
+ * the host can change every name (it may be a user who has been given that id): so no link on the way to it is followed
+ * either, by openat2(2). The kernel has that call since 5.6; before it the way is as safe as that user is.
+ */
+int hold(const char *path, int flags)
+{
+	const struct {
+		uint64_t flags, mode, resolve;
+	} how = {(unsigned)(flags | O_PATH | O_NOFOLLOW | O_CLOEXEC), 0, 0x04 /* RESOLVE_NO_SYMLINKS */};
+	size_t length = strlen(path), bundle = strlen(opt.bundle);
+	int fd;
+
+	if (strcmp(opt.bundle, opt.state) != 0 && strncmp(path, opt.bundle, length < bundle ? length : bundle) == 0) {
+		fd = (int)syscall(437 /* openat2 */, AT_FDCWD, path, &how, sizeof how);
+		if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
+			return fd;
+	}
+	return open(path, flags | O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/*
  * -1 and errno for what cannot be opened, or is no fifo. It is opened through a handle and not with O_NOFOLLOW itself, for
  * that would be one of its flags for good: CRIU opens it with the same ones again, at /proc/self/fd, which is a link.
  */
@@ -28,7 +49,7 @@ static int open_fifo(const char *path, int flags)
 {
 	char handle_path[32];
 	struct stat st = {0};
-	int fd = -1, number, handle = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	int fd = -1, number, handle = hold(path, 0);
 
 	if (handle < 0)
 		return -1;

@@ -16,7 +16,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "every"), [("client", 45), ("shim", 13), ("runtime", 13)])
+@pytest.mark.parametrize(
+    ("kind", "every"), [("client", 45), ("shim", 13), ("second", 31), ("runtime", 13), ("init", 97), ("deletion", 31)]
+)
 def test_the_next_client_brings_it_to_a_clean_end(kind: str, every: int, rootfs: str) -> None:  # C18, C28
     """Whoever dies, and wherever: what is left can be waited for and cleaned, and then nothing is left."""
     need_runtime("crun")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -129,6 +130,53 @@ def test_a_mount_that_cannot_be_taken_off_is_refused_and_left_alone(
     assert (tree / "point/precious").read_text() == "x"
 
 
+@needs_root
+def test_what_is_mounted_far_below_is_taken_off_too(tmp_path: Path, mounts: list[str]) -> None:  # C2
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    point = tmp_path.joinpath("tree", *"d" * (directory._DEEPEST + 1))
+    point.mkdir(parents=True)
+    mount(mounts, "--bind", str(outside), str(point))
+    directory.remove_tree(str(tmp_path / "tree"))
+    assert os.listdir(tmp_path) == ["outside"]
+    assert (outside / "precious").read_text() == "x"
+
+
+def test_a_tree_deeper_than_calls_can_be_nested_or_a_path_be_long_goes(tmp_path: Path) -> None:  # C2
+    """One that a container has made in its root file system, say. The naive way dies of recursion, and ever again."""
+    (tmp_path / "tree").mkdir()
+    fd = os.open(tmp_path / "tree", os.O_RDONLY)
+    for number in range(3000):
+        os.mkdir("deep", dir_fd=fd)
+        if number % 500 == 0:
+            os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
+            os.symlink("/", "link", dir_fd=fd)
+        below = os.open("deep", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, hard))
+    try:
+        directory.remove_tree(str(tmp_path / "tree"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        left = os.listdir(tmp_path)
+        subprocess.run(["rm", "-rf", str(tmp_path / "tree")], check=True)  # pytest itself is one who nests calls
+    assert left == []
+
+
+def test_a_link_on_the_way_is_followed_only_for_who_may(tmp_path: Path) -> None:  # C2
+    (tmp_path / "outside/tree").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("outside")
+    with pytest.raises(UnavailableError, match="'link' in it is a symbolic link"):
+        directory.remove_tree(str(tmp_path / "link/tree"), follow=False)
+    assert (tmp_path / "outside/tree").exists()
+    directory.remove_tree(str(tmp_path / "link/tree"))
+    assert not (tmp_path / "outside/tree").exists()
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from("dfls"), st.lists(st.sampled_from("abc"), min_size=1, max_size=4)), max_size=12)
@@ -204,6 +252,22 @@ def test_mapped_root_gets_siblings_from_where_others_may_not_enter(tmp_path: Pat
 
 
 @needs_root
+def test_nothing_is_made_or_given_away_behind_a_link(tmp_path: Path) -> None:  # C19
+    """Not the directory itself, nor one above it that another user may have put there; and a stranger's is closed."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "state.1234.4321").symlink_to("outside")
+    with pytest.raises(InvalidArgumentError, match="not a directory"):
+        directory.make(str(tmp_path / "state.1234.4321"), 1234, 4321, exist_ok=True)
+    with pytest.raises(UnavailableError, match="symbolic link"):
+        directory.make(str(tmp_path / "state.1234.4321/web"), 1234, 4321)
+    assert (os.listdir(tmp_path / "outside"), (tmp_path / "outside").stat().st_uid) == ([], 0)
+    (tmp_path / "other.1234.4321").mkdir(mode=0o777)
+    os.chmod(tmp_path / "other.1234.4321", 0o777)
+    directory.make(str(tmp_path / "other.1234.4321"), 1234, 4321, exist_ok=True)
+    assert stat.S_IMODE(os.stat(tmp_path / "other.1234.4321").st_mode) == 0o700
+
+
+@needs_root
 def test_a_sibling_that_is_there_is_given_to_it_again(tmp_path: Path) -> None:  # C19
     base = directory.for_root(str(tmp_path / "state"), 1234, 4321)
     os.chown(base, 0, 0)
@@ -245,6 +309,33 @@ def test_a_state_directory_that_others_could_change_is_refused(
     os.chown(place, 0, 0)
     place.chmod(0o775)
     assert directory.check_state_dir(str(place)) == str(place)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"), [(0o777, 0, "others may write in"), (0o755, 7, "above the state directory .* user 7")]
+)
+def test_a_state_directory_that_others_could_move_away_is_refused(
+    tmp_path: Path, mode: int, owner: int, why: str
+) -> None:
+    """Whoever can write somewhere above it puts his own in its place, between two calls; /tmp is as safe as any."""
+    above = tmp_path / "above"
+    (above / "between").mkdir(parents=True)
+    above.chmod(mode)
+    os.chown(above, owner, 0)
+    with pytest.raises(UnavailableError, match=why):
+        directory.check_state_dir(str(above / "between/state"))
+    assert os.listdir(above / "between") == []
+    os.chown(above, 0, 0)
+    above.chmod(0o1777)
+    assert directory.check_state_dir(str(above / "between/state")) == str(above / "between/state")
+
+
+def test_a_link_above_a_state_directory_is_followed_once(tmp_path: Path) -> None:
+    """As with /var/run. What it leads to later does not matter any more."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    assert directory.check_state_dir(str(tmp_path / "link/state")) == str(tmp_path / "run/state")
 
 
 def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_the_client_that_created_waits_for_what_another_has_started(client: Clie
         started = other.get("web")
         started.start()
         codes: list[int] = []
+        with pytest.raises(libctrd.DeadlineError):
+            container.wait(0)  # from here on it is being told of the end
         thread = threading.Thread(target=lambda: codes.append(container.wait(WAIT).code))
         thread.start()
         assert started.stdin is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from engine_kit import leftovers
+from field_kit import until
 from host_kit import PYTHON, host_root
 
 import libctrd
@@ -104,6 +105,129 @@ def test_it_forks_as_much_as_its_limit_lets_it(client: Client, spec: Make, state
     assert container.stdout.read(6) == b"begun\n"
     container.clean(force=True)
     assert client.containers() == []
+
+
+def test_it_fills_its_pipes_grown_as_far_as_they_go(client: Client, python_spec: Make, state_dir: str) -> None:  # C28
+    """Nobody reads, and it goes on when somebody does; or is cleaned by force, full as they are."""
+    spec = python_spec("""
+        import fcntl, os
+        os.write(2, b"begun\\n")
+        for fd in (0, 1):
+            try:
+                fcntl.fcntl(fd, 1031, 1 << 20)
+            except OSError:
+                pass  # so much is not for everybody
+        os.set_blocking(1, False)
+        total = 0
+        try:
+            while True:
+                total += os.write(1, b"x" * 4096)
+        except BlockingIOError:
+            pass
+        os.set_blocking(1, True)
+        os.write(2, b"%d\\n" % total)
+        os.write(1, b"y" * 3_000_000)
+        os.write(2, b"done\\n")
+    """)
+    container = client.create("full", spec)
+    container.start(libctrd.PIPE)
+    assert container.stderr is not None
+    assert container.stdout is not None
+    text = b""
+    while text.count(b"\n") < 2:
+        text += container.stderr.read(100)
+    total = int(text.split()[1])
+    assert total >= 65536
+    assert container.stdout.read() == b"x" * total + b"y" * 3_000_000
+    assert container.stderr.read() == b"done\n"
+    assert container.wait(WAIT).code == 0
+    container.stdout.close()
+    again = client.create("full", spec)
+    again.start(libctrd.PIPE)
+    assert again.stderr is not None
+    text = b""
+    while text.count(b"\n") < 2:
+        text += again.stderr.read(100)
+    again.clean(force=True)
+    assert not any(leftovers(state_dir).values())
+
+
+@pytest.mark.local("it looks at the memory of the shim")
+@pytest.mark.parametrize("how", ["kept by nobody", "discarded"])
+def test_it_floods_its_output(client: Client, spec: Make, state_dir: str, how: str) -> None:  # C28
+    """Whether somebody is slow to read or nobody reads: neither client nor shim grows, and others run on meanwhile."""
+    container = client.create("flood", spec("exec yes 0123456789abcdef"))
+    if how == "discarded":
+        container.start(libctrd.DETACHED, unattended="discard")
+    else:
+        container.start(libctrd.PIPE)
+    (shim,) = (int(pid) for pid in leftovers(state_dir)["processes"] if _runs(pid, "ctrd-shim"))
+    before = _memory(os.getpid()), _memory(shim)
+    for code in range(5):
+        done = libctrd.run(spec=spec(f"echo {code}; exit {code}"), client=client, capture_output=True, timeout=WAIT)
+        assert (done.exit_code, done.stdout) == (code, b"%d\n" % code)
+    after = _memory(os.getpid()), _memory(shim)
+    assert after[0] - before[0] < 16 << 20
+    assert after[1] - before[1] < 1 << 20
+    container.clean(force=True)
+    assert not any(leftovers(state_dir).values())
+
+
+@pytest.mark.local("it is the shim that removes it")
+def test_one_that_logs_and_removes_itself_leaves_its_log_alone(
+    client: Client, spec: Make, tmp_path: Path, state_dir: str
+) -> None:
+    log = tmp_path / "log"
+    container = client.create("web", spec("echo kept"))
+    container.start(libctrd.DETACHED, unattended="log", log=str(log), auto_remove=True)
+    until(lambda: not any(leftovers(state_dir).values()))
+    assert log.read_text() == "kept\n"
+
+
+@pytest.mark.local("it is the shim that writes a log")
+def test_a_log_that_nobody_reads_holds_nothing_up(client: Client, spec: Make, tmp_path: Path) -> None:
+    """A fifo at that path, without a reader, or with one that does not read: a clear error, and lines that are lost."""
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    options: dict[str, Any] = {"unattended": "log", "log": str(log)}
+    with pytest.raises(libctrd.CtrdError, match=str(log)):
+        client.create("web", spec("true")).start(libctrd.DETACHED, **options)
+    reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    container = client.create("web", spec("yes | head -c 3000000; exit 4"))
+    container.start(libctrd.DETACHED, **options)
+    assert container.wait(WAIT).code == 4
+    container.clean()
+    os.close(reader)
+
+
+def _runs(pid: str, program: str) -> bool:
+    return os.path.basename(os.readlink(f"/proc/{pid}/exe")) == program
+
+
+def _memory(pid: int) -> int:
+    """Bytes that it has had at most."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+
+def test_it_floods_events(client: Client, spec: Make, state_dir: str) -> None:  # C10
+    """It runs out of memory again and again, a child at a time. Others' events come through, and it can be removed."""
+    told: list[tuple[str, str]] = []
+
+    class Listener:
+        def state_changed(self, id: str, info: libctrd.StateInfo) -> None:
+            told.append((id, info.type))
+
+    client.subscribe(Listener())
+    container = client.create("hungry", spec("while :; do tail /dev/zero; done", memory=8 << 20))
+    container.start(libctrd.NULL)
+    until(lambda: ("hungry", "oom") in told, WAIT)
+    for number in range(10):
+        assert libctrd.run(spec=spec("exit 3"), id=f"other{number}", client=client, timeout=WAIT).exit_code == 3
+        assert (f"other{number}", "exit") in told
+    assert container.status == "running"
+    container.clean(force=True)
+    assert told[-1] == ("hungry", "exit")
+    assert not any(leftovers(state_dir).values())
 
 
 @pytest.mark.local("its sockets are the shim's")

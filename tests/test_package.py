@@ -31,7 +31,7 @@ MOST_LINES = 500
 LAYERS = (
     ("_log", "errors", "ids"),
     ("protos", "engine.diagnosis"),
-    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "inotify", "locks", "proc", "shape"),
+    ("_checks", "_proc", "_signals", "_spawn", "_worker", "_xattr", "held", "inotify", "locks", "proc", "shape"),
     ("state",),
     ("engine.channel",),
     ("fifo",),

@@ -78,6 +78,15 @@ def test_it_goes_on_as_if_this_client_had_started_it(
     nothing_left(state_dir)
 
 
+TILL_THE_END = "while [ ! -e /dev/shm/go ]; do usleep 1000; done"
+
+
+def end(pid: int) -> None:
+    """Lets a container go on to its end. Not before its client was killed, which would begin to clean it."""
+    with open(f"/proc/{pid}/root/dev/shm/go", "wb"):
+        pass
+
+
 def close(container: libctrd.Container) -> None:
     for stream in (container.stdout, container.stderr):
         if stream is not None:
@@ -202,9 +211,8 @@ def test_that_of_a_client_which_lives_is_refused(client: Client, engine: Place, 
 def test_one_that_has_ended_meanwhile_is_reported_and_cleaned(
     client: Client, leave: Callable[..., int], state_dir: str, live: bool
 ) -> None:  # C22
-    pid = leave("echo x; exit 33", 2)
+    end(leave(f"echo x; {TILL_THE_END}; exit 33", 2))
     until(lambda: client.get("web").status == "stopped", "its end")
-    assert pid
     recorder = Recorder()
     client.subscribe(recorder)
     container = client.restore("web", live=live)
@@ -218,7 +226,7 @@ def test_one_that_has_ended_meanwhile_is_reported_and_cleaned(
 def test_the_output_of_one_that_has_ended_meanwhile_is_read_first(
     client: Client, leave: Callable[..., int], state_dir: str
 ) -> None:  # C22, C28
-    leave("echo x; seq 1 5000; exit 33", 2)
+    end(leave(f"echo x; {TILL_THE_END}; seq 1 5000; exit 33", 2))
     until(lambda: client.get("web").status == "stopped", "its end")
     container = client.restore("web")
     assert container.stdout is not None

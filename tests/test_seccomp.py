@@ -102,6 +102,17 @@ def test_the_default_spec_drops_what_the_others_drop() -> None:
     assert set(READONLY_PATHS) >= DOCKER_READONLY
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_the_default_spec_hides_what_the_runtimes_own_hides(runtime: str, tmp_path: Path) -> None:
+    """What `runc spec` and `crun spec` of this host mask and make read-only, they being as old or new as they are."""
+    subprocess.run([need_runtime(runtime), "spec"], cwd=tmp_path, check=True)
+    its = json.loads((tmp_path / "config.json").read_text())
+    assert set(MASKED_PATHS) >= set(its["linux"]["maskedPaths"])
+    assert set(READONLY_PATHS) >= set(its["linux"]["readonlyPaths"])
+    assert libctrd.spec.default(["sh"], tmp_path)["process"]["noNewPrivileges"]
+    assert its["process"]["noNewPrivileges"]
+
+
 def test_each_call_stands_in_it_once() -> None:
     """A rule without arguments would make one with them void."""
     rules = seccomp.profile(["x86"])["syscalls"]

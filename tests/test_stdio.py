@@ -19,7 +19,7 @@ from engine_kit import Place
 from field_kit import until
 
 import libctrd
-from libctrd import relay, stdio
+from libctrd import relay, stdio, unread
 from libctrd.client import Client
 from libctrd.errors import AlreadyExistsError, CtrdError, InvalidArgumentError, NotFoundError, UnsupportedError
 from libctrd.fifo import Fifo, growing_is_free, open_fifo
@@ -96,7 +96,7 @@ def test_a_process_that_is_blocked_on_writing_goes_on(tmp_path: Path) -> None:  
 
     thread = threading.Thread(target=write)
     thread.start()
-    pumps = stdio.discard_fifos(str(tmp_path))
+    pumps = unread.discard_fifos(str(tmp_path))
     assert done.wait(WAIT)
     thread.join()
     for pump in pumps:
@@ -107,12 +107,12 @@ def test_a_process_that_is_blocked_on_writing_goes_on(tmp_path: Path) -> None:  
 def test_the_other_side_has_three_seconds_to_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_resources: None
 ) -> None:  # C12
-    assert stdio.DISCARD_SECONDS == 3.0
-    monkeypatch.setattr(stdio, "DISCARD_SECONDS", 0.05)
+    assert unread.DISCARD_SECONDS == 3.0
+    monkeypatch.setattr(unread, "DISCARD_SECONDS", 0.05)
     for name in ("stdout", "stderr"):
         os.mkfifo(tmp_path / f"init-{name}")
     with open_fifo(str(tmp_path / "init-stderr"), os.O_RDWR) as writer:
-        pumps = stdio.discard_fifos(str(tmp_path))
+        pumps = unread.discard_fifos(str(tmp_path))
         assert pumps[0].wait(WAIT), "nobody came: given up"
         assert not pumps[1].done, "somebody is there: drained until the end"
         writer.write(b"late")
@@ -126,7 +126,7 @@ def test_a_fifo_that_cannot_be_opened_is_a_warning_and_the_other_is_drained(
     os.mkfifo(tmp_path / "init-stderr")
     with open_fifo(str(tmp_path / "init-stderr"), os.O_RDWR) as writer:
         with caplog.at_level(logging.WARNING, "libctrd"):
-            (pump,) = stdio.discard_fifos(str(tmp_path))
+            (pump,) = unread.discard_fifos(str(tmp_path))
         writer.write(b"x")
     assert pump.wait(WAIT)
     assert "init-stdout" in caplog.text

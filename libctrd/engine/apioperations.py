@@ -25,8 +25,9 @@ from libctrd.errors import (
     UnsupportedError,
 )
 from libctrd.state import INIT, Stats
-from libctrd.stdio import OUTPUTS, STREAMS, discard_fifos
+from libctrd.stdio import OUTPUTS, STREAMS
 from libctrd.stdio import path as fifo_path
+from libctrd.unread import discard_fifos
 
 if TYPE_CHECKING:
     from libctrd.engine.apifeed import Feed

@@ -29,7 +29,8 @@ class LocalOperations(Further):
 
     def spec(self, id: str) -> Spec:
         """See `Engine.spec`: every container of the local engine is libctrd's own."""
-        return specs.load(self.record(id).bundle)
+        self.record(id)  # is there one?
+        return specs.load(self._directory(id))
 
     def signal(self, id: str, process: str, number: int, everyone: bool = False) -> None:
         """See `Engine.signal`. The shim sends it, as the parent: it knows whether the pid is still that process."""

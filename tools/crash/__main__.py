@@ -1,5 +1,8 @@
 """Kills a client, a shim or a runtime at each system call of a start and a clean, once.
 
+The shim is that of a container that ends by itself, and "second" that of one that is cleaned by force; of the runtime
+there is what starts a container, what that starts in its turn ("init"), and what deletes one.
+
 The next client has to bring it to a clean end: every container there can be cleaned, and nothing of any is left.
 Prints how many points there were, and each at which something was left or went wrong; exits with 1 then.
 """
@@ -23,7 +26,7 @@ from libctrd.engine import cgroups
 from libctrd.errors import CtrdError
 
 HERE = Path(__file__).parent
-KINDS = ("client", "shim", "runtime")
+KINDS = ("client", "shim", "second", "runtime", "init", "deletion")
 PATIENCE = 15.0  # seconds until what ends by itself has ended
 LOOK = 0.01
 

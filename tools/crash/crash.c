@@ -2,9 +2,14 @@
  * crash KIND N COMMAND…: runs COMMAND and kills one of its processes at the entry of the N-th system call that it makes.
  *
  * COMMAND says when to begin and to end, by giving its thread the names "crash-begin" and "crash-end" (prctl(2)). KIND says
- * who: "client" is COMMAND itself, with all of its threads; "shim" and "runtime" are the first process after the beginning that
- * executes a file of that name (ctrd-shim; crun or runc, also from a copy in memory). With N = 0 nobody is killed. It says
- * how many calls there were, whether it has killed, and the exit code of COMMAND. What is not killed goes on untraced.
+ * who, of what executes a file of that name (ctrd-shim; crun or runc, also from a copy in memory) after the beginning:
+ *   client    COMMAND itself, with all of its threads
+ *   shim      the first shim;  second  the second one
+ *   runtime   the first runtime
+ *   init      all that the first runtime starts, each until it executes something else: the container's program
+ *   deletion  the first runtime that is told to delete
+ * With N = 0 nobody is killed. It says how many calls there were, whether it has killed, and the exit code of COMMAND. What is
+ * not killed goes on untraced.
  *
  * ptrace(2), and not strace --inject, which counts the calls of each number on its own.
  */
@@ -26,11 +31,15 @@ enum { MOST = 4096 };
 struct traced {
 	pid_t tid, group;
 	bool inside; /* a system call, between its entry and its exit */
+	bool known, held; /* who has made it is known; it waits for that */
+	bool inner; /* it is one of those that the runtime starts */
 };
 static struct traced all[MOST];
 static int count;
-static enum { CLIENT, SHIM, RUNTIME } kind;
-static pid_t target; /* the process whose calls are counted; 0: it is not there yet */
+static enum { CLIENT, SHIM, SECOND, RUNTIME, INIT, DELETION, KINDS } kind;
+static const char *const kinds[KINDS] = {"client", "shim", "second", "runtime", "init", "deletion"};
+static pid_t target; /* the process whose calls are counted, or who starts those; 0: it is not there yet */
+static int shims; /* so many have begun */
 static bool begun; /* between the two names */
 static long calls, wanted;
 
@@ -80,21 +89,67 @@ static void forget(pid_t tid)
 	*t = all[--count];
 }
 
-/* Is the file that this process has just begun to execute the one that is looked for? */
-static bool is_wanted(pid_t tid)
+/* The name of the file that this process has just begun to execute. */
+static const char *executed(pid_t tid)
 {
-	char link[64], path[4096];
-	const char *name;
+	static char path[4096];
+	char link[64];
 	ssize_t size;
 
 	snprintf(link, sizeof link, "/proc/%d/exe", (int)tid);
-	if ((size = readlink(link, path, sizeof path - 1)) < 0)
-		return false;
-	path[size] = 0;
-	name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-	if (kind == SHIM)
-		return strcmp(name, "ctrd-shim") == 0;
+	size = readlink(link, path, sizeof path - 1);
+	path[size < 0 ? 0 : size] = 0;
+	return strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+}
+
+static bool is_runtime(const char *name)
+{
 	return strncmp(name, "crun", 4) == 0 || strncmp(name, "runc", 4) == 0 || strncmp(name, "memfd:", 6) == 0;
+}
+
+/* Is one of its arguments "delete"? */
+static bool is_told_to_delete(pid_t tid)
+{
+	char link[64], words[8192];
+	bool found = false;
+	size_t size;
+	FILE *file;
+
+	snprintf(link, sizeof link, "/proc/%d/cmdline", (int)tid);
+	if (!(file = fopen(link, "r")))
+		return false;
+	size = fread(words, 1, sizeof words - 1, file);
+	words[size] = 0;
+	for (const char *word = words; !found && word < words + size; word += strlen(word) + 1)
+		found = strcmp(word, "delete") == 0;
+	fclose(file);
+	return found;
+}
+
+/* Is the file that this process has just begun to execute the one that is looked for? */
+static bool is_wanted(pid_t tid)
+{
+	const char *name = executed(tid);
+
+	if (kind == SHIM || kind == SECOND)
+		return strcmp(name, "ctrd-shim") == 0 && ++shims == (kind == SHIM ? 1 : 2);
+	return is_runtime(name) && (kind != DELETION || is_told_to_delete(tid));
+}
+
+/* Somebody has made a process or a thread. True for one that has waited to be told by whom. */
+static bool child_of(const struct traced *maker, pid_t *child)
+{
+	bool inner = maker->inner || (kind == INIT && target != 0 && maker->group == target);
+	unsigned long tid = 0;
+	struct traced *made;
+
+	if (ptrace(PTRACE_GETEVENTMSG, maker->tid, 0, &tid) < 0)
+		return false;
+	*child = (pid_t)tid;
+	made = find(*child); /* which may move nothing: entries are only added at the end */
+	made->known = true;
+	made->inner = inner && made->group != target;
+	return made->held;
 }
 
 /* A name that a client gives one of its threads is the sign to begin, or to end. */
@@ -123,7 +178,7 @@ static bool is_the_one(const struct traced *t, pid_t root)
 		return false;
 	if (t->group == root)
 		look_for_sign(t->tid, &info);
-	if (t->group != target || (kind == CLIENT && (!before || !begun)))
+	if (kind == INIT ? !t->inner : t->group != target || (kind == CLIENT && (!before || !begun)))
 		return false;
 	return ++calls == wanted;
 }
@@ -156,11 +211,12 @@ int main(int argc, char **argv)
 	int status, code = 0;
 	bool killed = false;
 
-	if (argc < 4) {
-		fprintf(stderr, "crash: client|shim|runtime N COMMAND...\n");
+	while (argc >= 4 && kind < KINDS && strcmp(argv[1], kinds[kind]) != 0)
+		kind++;
+	if (argc < 4 || kind == KINDS) {
+		fprintf(stderr, "crash: client|shim|second|runtime|init|deletion N COMMAND...\n");
 		return 2;
 	}
-	kind = strcmp(argv[1], "client") == 0 ? CLIENT : strcmp(argv[1], "shim") == 0 ? SHIM : RUNTIME;
 	wanted = atol(argv[2]);
 	if ((root = fork()) < 0)
 		fail("fork");
@@ -172,7 +228,7 @@ int main(int argc, char **argv)
 	if (waitpid(root, &status, WUNTRACED) != root || ptrace(PTRACE_SEIZE, root, 0, options) < 0)
 		fail("trace it");
 	kill(root, SIGCONT);
-	find(root);
+	find(root)->known = true;
 	if (kind == CLIENT)
 		target = root;
 	while (!killed && (tid = waitpid(-1, &status, __WALL)) > 0) {
@@ -195,19 +251,28 @@ int main(int argc, char **argv)
 			t->inside = true; /* its exit comes next */
 			if (target == 0 && begun && is_wanted(tid))
 				target = t->group;
+			t->inner = t->inner && is_runtime(executed(tid));
 		} else if (number == (SIGTRAP | 0x80)) {
 			t->inside = !t->inside;
 			if (t->inside && is_the_one(t, root)) {
+				target = t->group;
 				kill(target, SIGKILL);
 				killed = true;
 				break;
 			}
-		} else if (event == PTRACE_EVENT_STOP || event != 0) {
-			/* a thread that has begun, or one that will */
-			if (event == PTRACE_EVENT_STOP && number != SIGTRAP) {
+		} else if (event == PTRACE_EVENT_STOP) {
+			if (number != SIGTRAP) {
 				ptrace(PTRACE_LISTEN, tid, 0, 0); /* stopped by a signal of job control */
 				continue;
 			}
+			if (kind == INIT && !t->known) { /* it has begun before its maker has told us of it */
+				t->held = true;
+				continue;
+			}
+		} else if (event != 0) {
+			pid_t child;
+			if (child_of(t, &child))
+				ptrace(PTRACE_SYSCALL, child, 0, 0);
 		} else {
 			ptrace(PTRACE_SYSCALL, tid, 0, number); /* a signal of its own */
 			continue;

@@ -26,6 +26,8 @@ def main(address: str, runtime: str, rootfs: str) -> int:
             status = container.wait(60)
             if not status.known:
                 raise UnavailableError("the exit code is not known")
+            if status.code == 137:  # what was to become its program was killed in the last moment before
+                raise UnavailableError("it was killed")
             assert status.code == 7, status
             other = client.create(second, waits)
             other.start(libctrd.DETACHED)
