@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import fuzz_containerd
 import fuzz_targets
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,11 @@ from libctrd.errors import CtrdError
 
 FOUND: dict[str, list[bytes]] = {
     "exit_records": [b'{"name":"x","code":7,"oom_killed":false,"seconds":1700000000000000,"nanoseconds":5}'],
+    "containers": [
+        fuzz_containerd.container(spec=fuzz_containerd.spec(b"no JSON")),
+        fuzz_containerd.container(spec=fuzz_containerd.spec(b"[]")),
+        fuzz_containerd.container(spec=fuzz_containerd.spec(b'{"process":[],"linux":{"cgroupsPath":5}}')),
+    ],
 }
 """What once raised something else."""
 

@@ -86,6 +86,13 @@ fingerprint() {
 		-o -name '*.toml' -o -name '*.proto' -o -name '*.binpb' \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 }
 
+# copy_sources DIR: all that git knows of the clone, as it is now, for a build that is not to touch the clone.
+copy_sources() {
+	rm -rf "$1"
+	mkdir -p "$1"
+	(cd "$root" && git ls-files -z | tar c --null -T -) | tar x -C "$1"
+}
+
 # once STAMP FINGERPRINT COMMAND...: runs the command unless it has succeeded with the same fingerprint before.
 once() {
 	local stamp=$1 print=$2

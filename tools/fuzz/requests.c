@@ -3,8 +3,19 @@
  * the sanitizers. The runtime is a program that fails at once, and requests that would call it for `init` are only noted.
  */
 #define main shim_main
+#define find_process find_planted
 #include "../../pyx/shim.c"
 #undef main
+#undef find_process
+#include "planted.h"
+
+struct process *find_process(const char *name); /* of shim_exec.c */
+
+struct process *find_planted(const char *name)
+{
+	ctrd_planted(name, strlen(name));
+	return find_process(name);
+}
 
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size);
 
