@@ -7,6 +7,7 @@ import contextlib
 import fuzz_containerd
 import fuzz_targets
 import pytest
+from examples_kit import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def test_a_target_takes_any_bytes(name: str) -> None:
     """Alone, and between the pieces of what it starts from."""
     seeds = st.sampled_from(fuzz_targets.SEEDS[name])
 
-    @settings(max_examples=60)
+    @settings(max_examples=examples(60))
     @given(
         st.binary(max_size=200)
         | st.builds(lambda a, b, c: a[: len(a) // 2] + b + c[len(c) // 2 :], seeds, st.binary(max_size=9), seeds)

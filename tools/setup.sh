@@ -62,9 +62,10 @@ install_missing() {
 	say "Debian packages: ${missing[*]}"
 	has apt-get || fail "these are missing and there is no apt-get to install them with: ${missing[*]}"
 	[ "$(id -u)" -eq 0 ] || fail "these are missing; run as root: apt-get install ${missing[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq </dev/null || fail "apt-get update failed: see above"
-	apt-get install -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
+	# One at a time: another of these commands may run beside this one, and apt-get itself does not wait for its turn.
+	flock "$root/tools/setup.sh" apt-get update -qq </dev/null || fail "apt-get update failed: see above"
+	DEBIAN_FRONTEND=noninteractive flock "$root/tools/setup.sh" \
+		apt-get install -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
 		fail "apt-get install failed: see above"
 	missing=()
 	[ -n "$python" ] || choose_python || fail "Debian's python3 is older than 3.10: set PYTHON to a newer one"

@@ -1,8 +1,9 @@
 """Drives one target of tests/fuzz_targets.py by coverage, with atheris; `tools/fuzz/run` calls it.
 
-What crashes is written down, as crash-…, in the directory of findings; libFuzzer says on what. With --planted, which wants
-the build with planted.h, the target has to find a planted word of four bytes, to which only coverage leads: then the exit
-code is 91. "python" is a target for that alone, of plain Python; for the others the word lies in what is compiled.
+What crashes is written down, as crash-…, in the directory of findings; libFuzzer says on what. With --planted, which
+wants the build with planted.h, the target has to find a planted word of four bytes, to which only coverage leads: then
+the exit code is 91. "python" is a target for that alone, of plain Python; for the others the word lies in what is
+compiled.
 """
 
 from __future__ import annotations
