@@ -445,6 +445,19 @@ static __attribute__((noinline)) void give_back_stack(void)
 	madvise(top - DEEPEST, DEEPEST, MADV_DONTNEED);
 }
 
+/* What is in the fifos when a container is removed belongs into its log as well. Not more than that: somebody whom the
+   container has left behind may write on for ever. */
+static void log_the_rest(void)
+{
+	for (int k = 0; k < 2 && opt.unattended == LOG && !somebody_reads(); k++) {
+		int fd = INIT->io.out_read[k], left = 0;
+		if (fd < 0 || ioctl(fd, FIONREAD, &left) < 0)
+			continue;
+		for (; left > 0 && drain(fd); left -= BLOCK) {
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	parse(argc, argv);
@@ -464,6 +477,7 @@ int main(int argc, char **argv)
 	unlinkat(STATE_FD, TTY_NAME, 0);
 	if (INIT->state == STARTING)
 		unmark();
+	log_the_rest();
 	answer_the_last();
 	flush_terminals();
 	return 0;

@@ -15,6 +15,7 @@ from libctrd.errors import CtrdError
 
 FOUND: dict[str, list[bytes]] = {
     "exit_records": [b'{"name":"x","code":7,"oom_killed":false,"seconds":1700000000000000,"nanoseconds":5}'],
+    "event_log": [b'{"version":1}\n{"type":"exit","id":"","at":9}\n{"type":"exit","id":"","at":8}\n'],
     "containers": [
         fuzz_containerd.container(spec=fuzz_containerd.spec(b"no JSON")),
         fuzz_containerd.container(spec=fuzz_containerd.spec(b"[]")),

@@ -241,7 +241,9 @@ def _check(reply: str, directory: str, text: str) -> None:
         number, _, what = rest.partition(" ")
         call, _, path = what.partition(" ")
         of = f": {call} of {path}" if path else ""
-        raise from_errno(int(number), f"{text} on the container in {directory!r}{of}")
+        refused = from_errno(int(number), f"{text} on the container in {directory!r}{of}")
+        refused.call = call
+        raise refused
     if word == "failed":
         raise runtime_failed(rest, f"{text} the container in {directory!r}")
     if word == "broken":
