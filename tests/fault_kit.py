@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import shutil
@@ -29,7 +28,7 @@ def need_strace() -> str:
 
 def _faults(call: str, number: int, when: str, path: str) -> list[str]:
     of_path = ["-P", path] if path else []
-    return [*of_path, "-e", f"trace={call}", "-e", f"inject={call}:error={errno.errorcode[number]}:when={when}"]
+    return [*of_path, "-e", f"trace={call}", "-e", f"inject={call}:error={int(number)}:when={when}"]
 
 
 def faulty(

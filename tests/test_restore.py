@@ -55,6 +55,13 @@ def leave(client: Client, rootfs: str, runtime: str) -> Callable[..., int]:
     return leave
 
 
+def go_on(client: Client) -> None:
+    """What waits for a line has it, now that its first client has gone: that would else clean what ends before."""
+    fd = os.open(os.path.join(client.get("web").bundle, "init-stdin"), os.O_WRONLY | os.O_NONBLOCK)
+    os.write(fd, b"\n")
+    os.close(fd)
+
+
 def test_it_goes_on_as_if_this_client_had_started_it(
     client: Client, leave: Callable[..., int], state_dir: str
 ) -> None:  # C22, C28
@@ -202,7 +209,8 @@ def test_that_of_a_client_which_lives_is_refused(client: Client, engine: Place, 
 def test_one_that_has_ended_meanwhile_is_reported_and_cleaned(
     client: Client, leave: Callable[..., int], state_dir: str, live: bool
 ) -> None:  # C22
-    pid = leave("echo x; exit 33", 2)
+    pid = leave("echo x; read x; exit 33", 2)
+    go_on(client)
     until(lambda: client.get("web").status == "stopped", "its end")
     assert pid
     recorder = Recorder()
@@ -218,7 +226,8 @@ def test_one_that_has_ended_meanwhile_is_reported_and_cleaned(
 def test_the_output_of_one_that_has_ended_meanwhile_is_read_first(
     client: Client, leave: Callable[..., int], state_dir: str
 ) -> None:  # C22, C28
-    leave("echo x; seq 1 5000; exit 33", 2)
+    leave("echo x; read x; seq 1 5000; exit 33", 2)
+    go_on(client)
     until(lambda: client.get("web").status == "stopped", "its end")
     container = client.restore("web")
     assert container.stdout is not None
