@@ -90,6 +90,7 @@ APPLETS = (
         "tty",
         "trap",
         "whoami",
+        "nc",
     ),
 )
 BUSYBOX = "/bin/busybox"
