@@ -16,7 +16,7 @@ from engine_kit import Place
 from field_kit import until
 
 import libctrd
-from libctrd import NULL, PIPE
+from libctrd import NULL, PIPE, Stdio
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine.base import Mount
