@@ -339,6 +339,31 @@ static void answer_the_last(void)
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
+/*
+ * cgroup v1 tells that there is no memory just before the kernel kills for it, and then nothing more: so the number of those
+ * that it has killed may rise a moment later. It is looked at again for a second; where it does not rise nobody was killed.
+ */
+enum { OOM_LOOKS = 100, OOM_PAUSE = 10 /* milliseconds */ };
+static int oom_looks;
+
+static void oom_turn(bool told)
+{
+	unsigned long long count;
+
+	if (told && !oom_is_v2 && read(oom_fd, &count, sizeof count) < 0)
+		close_fd(&oom_fd);
+	if (told || oom_looks > 0)
+		look_for_oom();
+	oom_looks = oom_killed ? 0 : told ? OOM_LOOKS : oom_looks > 0 ? oom_looks - 1 : 0;
+}
+
+/* How long the next turn may wait, in milliseconds; -1: for ever. */
+static int most(void)
+{
+	int left = patience();
+	return oom_looks > 0 && (left < 0 || left > OOM_PAUSE) ? OOM_PAUSE : left;
+}
+
 /* Terminals, two outputs and the like besides the peers. */
 static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16] APART;
 static nfds_t poll_count;
@@ -404,18 +429,13 @@ static void turn(void)
 	for (int k = 0; draining && k < 2; k++)
 		at_out[k] = want(INIT->io.out_read[k], POLLIN);
 
-	while (poll(polls, poll_count, patience()) < 0)
+	while (poll(polls, poll_count, most()) < 0)
 		if (errno != EINTR)
 			_exit(3);
 
 	for (int k = 0; k < processes_then; k++) /* first: a runtime returns only after it has sent the terminal */
 		terminal_turn(&processes[k].io, at_tty[k]);
-	if (answer(at_oom)) {
-		unsigned long long count;
-		if (!oom_is_v2 && read(oom_fd, &count, sizeof count) < 0)
-			close_fd(&oom_fd);
-		look_for_oom();
-	}
+	oom_turn(answer(at_oom));
 	if (answer(at_signals)) {
 		struct signalfd_siginfo info;
 		while (read(signals, &info, sizeof info) > 0) {
@@ -443,19 +463,6 @@ static __attribute__((noinline)) void give_back_stack(void)
 	char *top = (char *)((size_t)__builtin_frame_address(0) & ~(size_t)(PAGE - 1)) - PAGE;
 
 	madvise(top - DEEPEST, DEEPEST, MADV_DONTNEED);
-}
-
-/* What is in the fifos when a container is removed belongs into its log as well. Not more than that: somebody whom the
-   container has left behind may write on for ever. */
-static void log_the_rest(void)
-{
-	for (int k = 0; k < 2 && opt.unattended == LOG && !somebody_reads(); k++) {
-		int fd = INIT->io.out_read[k], left = 0;
-		if (fd < 0 || ioctl(fd, FIONREAD, &left) < 0)
-			continue;
-		for (; left > 0 && drain(fd); left -= BLOCK) {
-		}
-	}
 }
 
 int main(int argc, char **argv)

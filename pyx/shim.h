@@ -192,6 +192,7 @@ void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
 bool drain(int fd);
+void log_the_rest(void);
 void flush_terminal(struct streams *io);
 void flush_terminals(void);
 

@@ -270,3 +270,16 @@ bool drain(int fd)
 	}
 	return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
 }
+
+/* What is in the fifos when a container is removed belongs into its log as well. Not more than that: somebody whom the
+   container has left behind may write on for ever. */
+void log_the_rest(void)
+{
+	for (int k = 0; k < 2 && opt.unattended == LOG && !somebody_reads(); k++) {
+		int fd = INIT->io.out_read[k], left = 0;
+		if (fd < 0 || ioctl(fd, FIONREAD, &left) < 0)
+			continue;
+		for (; left > 0 && drain(fd); left -= BLOCK) {
+		}
+	}
+}

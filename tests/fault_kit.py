@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from libctrd import proc
 
 WAIT = 60.0
 
@@ -26,7 +29,8 @@ def need_strace() -> str:
     return path
 
 
-def _faults(call: str, number: int, when: str, path: str) -> list[str]:
+def faults(call: str, number: int, when: str, path: str) -> list[str]:
+    """The words that tell strace so; see `faulty`."""
     of_path = ["-P", path] if path else []
     return [*of_path, "-e", f"trace={call}", "-e", f"inject={call}:error={int(number)}:when={when}"]
 
@@ -40,17 +44,32 @@ def faulty(
     file, with *children* those of its children too. The program keeps its pid and its parent (-D).
     """
     words = [need_strace(), "-D", "-qq", *(["-f"] if children else []), "-o", "/dev/null", "-e", "signal=none"]
-    words += _faults(call, number, when, path)
+    words += faults(call, number, when, path)
     at.write_text(f'#!/bin/sh\nexec {shlex.join(words)} -- {shlex.quote(real)} "$@"\n')
     at.chmod(0o755)
     return str(at)
+
+
+def started_alone(directory: Path, program: str, words: list[str], starter: bool = True) -> tuple[socket.socket, int]:
+    """That program as a shim is started, without a client of ours: the other end of its socket, and its exit code."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    state = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fds = {3: its.fileno(), 4: state} if starter else {}
+        pid = proc.spawn([program, *words], fds=fds, env=dict(os.environ))
+    finally:
+        its.close()
+        os.close(state)
+    ended = proc.reap(pid)
+    assert ended is not None
+    return ours, ended.code
 
 
 @contextlib.contextmanager
 def fails(call: str, number: int, *, when: str = "1", path: str = "", pid: int = 0) -> Iterator[None]:
     """Meanwhile that call fails in this process with all of its threads, or in that of *pid* alone (see `faulty`)."""
     whom = ["-p", str(pid)] if pid else ["-f", "-p", str(os.getpid())]
-    words = [need_strace(), "-o", "/dev/null", "-e", "signal=none", *_faults(call, number, when, path), *whom]
+    words = [need_strace(), "-o", "/dev/null", "-e", "signal=none", *faults(call, number, when, path), *whom]
     tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
     with tracer.stderr:

@@ -90,7 +90,7 @@ def test_a_reader_that_cannot_be_watched_for_is_found_by_the_clock(path: Path) -
             print(reader.read(), pump.wait(60), pump.error)
     """
     for call, when, number in (
-        ("epoll_ctl", "5", errno.ENOSPC),
+        ("epoll_ctl", "3", errno.ENOSPC),
         ("inotify_init1", "1", errno.EMFILE),
         ("inotify_add_watch", "1", errno.ENOSPC),
     ):
@@ -111,10 +111,21 @@ def test_a_callback_waits_for_a_thread_that_cannot_be_started() -> None:  # C28
                 relay.call(reads, print)
             except UnavailableError as error:
                 print("refused:", error)
-        with fails("clone,clone3", errno.EAGAIN, when="2..3"):
-            relay.call(reads, lambda data: called.set())
-            os.write(writes, b"x")
-            print(called.wait(60))
+        started = threading.Event()
+        relay.discard(os.open("/dev/null", os.O_RDONLY)).on_done(lambda _: started.set())
+        started.wait(60)
+        block = threading.Event()
+        def wait(data):
+            called.set()
+            block.wait(60)
+        relay.call(reads, wait)
+        os.write(writes, b"x")
+        called.wait(60)  # the only worker is in a callback that does not return: the next job takes a new one
+        later = threading.Event()
+        with fails("clone,clone3", errno.EAGAIN, when="1..2"):  # of the thread that starts them
+            relay.discard(os.open("/dev/null", os.O_RDONLY)).on_done(lambda _: later.set())
+            print(later.wait(60))
+        block.set()
     """
     assert in_python(script) == (
         "refused: could not start the thread that has callbacks called: can't start new thread (end others)\nTrue\n"
@@ -201,6 +212,51 @@ def test_what_a_sink_did_not_take_is_lost_with_it_and_said_to_be(steady: None) -
     ours.close()
     its.close()
     assert pump.wait(LONG)
+
+
+def test_what_cannot_say_how_much_it_holds_is_finished_at_once() -> None:
+    """Of a device without an end, which a `finish` would else never end."""
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    pump = relay.discard(fd)
+    os.close(fd)
+    pump.finish()
+    assert pump.wait(LONG)
+    assert pump.error is None
+
+
+@pytest.mark.parametrize("way", ["a callback", "a callback that raises", "on_done"])
+def test_a_callback_that_forks_is_over_in_the_child(way: str) -> None:  # C17
+    """In the child nothing more is called, and it ends; the parent goes on as if nothing had been."""
+    script = """
+        from libctrd import relay
+        reads, writes = os.pipe()
+        told, children = [], []
+        def fork():
+            if children:
+                return
+            pid = os.fork()
+            if pid:
+                children.append(pid)
+            elif sys.argv[1] == "a callback that raises":
+                os.close(2)
+                raise ValueError("in the child")
+        def take(data):
+            told.append(data)
+            if sys.argv[1] != "on_done":
+                fork()
+        pump = relay.call(reads, take)
+        over = threading.Event()
+        if sys.argv[1] == "on_done":
+            pump.on_done(lambda _: fork())
+        pump.on_done(lambda _: over.set())
+        os.write(writes, b"one")
+        while not told or (sys.argv[1] != "on_done" and not children):
+            os.sched_yield()
+        os.write(writes, b"two")
+        os.close(writes)
+        print(over.wait(60), b"".join(told), os.waitpid(children[0], 0)[1])
+    """
+    assert in_python(script, way) == "True b'onetwo' 0\n"
 
 
 # ---- what a fifo has read ahead --------------------------------------------------------------------------------------
