@@ -47,7 +47,8 @@ def _pieces(data: bytes) -> Iterator[bytes]:
         data = data[size:]
 
 
-def _joined(*pieces: bytes) -> bytes:
+def joined(*pieces: bytes) -> bytes:
+    """What `_pieces` takes apart."""
     return b"".join(bytes([len(piece)]) + piece for piece in pieces)
 
 
@@ -86,8 +87,8 @@ def events(data: bytes) -> None:
         except Exception as error:  # noqa: BLE001 - what is in the envelope; the stream is begun anew then
             assert type(error).__name__ == "DecodeError"  # noqa: PT017
         assert len(told) <= before + 1
-        lives.update((event.id, INIT) for event in told[before:] if event.type == "start-container")
-    ends = Counter((event.id, event.process) for event in told if event.type == "exit")
+        lives.update((one.id, INIT) for one in told[before:] if one.type == "start-container")
+    ends = Counter((one.id, one.process) for one in told if one.type == "exit")
     assert all(ends[life] <= lives[life] for life in lives if life[1] == INIT or ends[life] == 0)
     assert ends["a", "x"] <= 1 or lives["a", INIT] > 1
     exits.close()
@@ -108,7 +109,8 @@ def containers(data: bytes) -> None:
                     raise
 
 
-def _event(topic: str, kind: str, **fields: Any) -> bytes:
+def event(topic: str, kind: str, **fields: Any) -> bytes:
+    """An event of containerd in its envelope."""
     content = protos.message(f"containerd.events.{kind}")(**fields)
     envelope = protos.message(_ENVELOPE)(namespace="default", topic=f"/tasks/{topic}", event=protos.pack(content))
     return cast(bytes, envelope.SerializeToString())
@@ -248,17 +250,17 @@ def _layout() -> bytes:
 TARGETS: Final[tuple[Callable[[bytes], None], ...]] = (events, containers, archive)
 SEEDS: Final[dict[str, list[bytes]]] = {
     "events": [
-        _joined(
-            _event("paused", "TaskPaused", container_id="a"),
-            _event("resumed", "TaskResumed", container_id="a"),
-            _event("oom", "TaskOOM", container_id="a"),
-            _event("exit", "TaskExit", container_id="a", id="x", pid=8, exit_status=3, exited_at=_moment()),
-            _event("exit", "TaskExit", container_id="a", id="a", pid=7, exit_status=1, exited_at=_moment()),
+        joined(
+            event("paused", "TaskPaused", container_id="a"),
+            event("resumed", "TaskResumed", container_id="a"),
+            event("oom", "TaskOOM", container_id="a"),
+            event("exit", "TaskExit", container_id="a", id="x", pid=8, exit_status=3, exited_at=_moment()),
+            event("exit", "TaskExit", container_id="a", id="a", pid=7, exit_status=1, exited_at=_moment()),
         ),
-        _joined(
-            _event("start", "TaskStart", container_id="b", pid=9),
-            _event("exec-started", "TaskExecStarted", container_id="b", exec_id="y", pid=10),
-            _event("exit", "TaskExit", container_id="b", id="y", pid=10, exit_status=1, exited_at=_moment()),
+        joined(
+            event("start", "TaskStart", container_id="b", pid=9),
+            event("exec-started", "TaskExecStarted", container_id="b", exec_id="y", pid=10),
+            event("exit", "TaskExit", container_id="b", id="y", pid=10, exit_status=1, exited_at=_moment()),
         ),
     ],
     "containers": [

@@ -77,7 +77,7 @@ def replies(data: bytes) -> None:
         ours.settimeout(shim.REPLY_SECONDS)
         for packet in filter(None, data.split(b"\n")[:20]):
             its.send(packet[: shim.PACKET])
-        its.close()
+        its.shutdown(socket.SHUT_WR)
         shim.ask(ours, "/state", "start")
 
 
