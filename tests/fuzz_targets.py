@@ -1,6 +1,6 @@
 """What reads bytes of others, as targets: each takes any bytes, and may raise nothing but the errors of libctrd.
 
-`tools/fuzz/python` drives them by coverage; the suite with random bytes, and with all that was ever found. Those of a
+`tools/fuzz/run` drives them by coverage; the suite with random bytes, and with all that was ever found. Those of a
 containerd, its images and its events, are in fuzz_containerd.py.
 """
 

@@ -22,16 +22,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 HELD = re.compile(r"libctrd/container\.py|pyx/(fifo\.pyx|relay\.pyx|\w+\.pxi|shim\w*\.c)")
 """The files of which every line is reached or explained."""
-BRANCHES = re.compile(r"pyx/shim\w*\.c")
-"""Those of which every condition, too, has been found to be so and not so."""
+FUNCTION = re.compile(r"(?:    )?(?:cdef|cpdef|def)\b[^=]*?(\w+)\(|[A-Za-z_][^=;]*?\b(\w+)\(.*[^;]$")
+"""Where one begins, in Cython, Python or C."""
 MARK = re.compile(r'/\* "(?:.*/)?(pyx/[\w.]+)":(\d+)$')
 Lines = dict[int, int]
 
 
 class Explained(NamedTuple):
-    """A line that needs not be reached. *sometimes* it is."""
+    """A line that needs not be reached. *sometimes* it is. *place*: its file and the function that it is in."""
 
-    file: str
+    place: str
     text: str
     sometimes: bool
     where: int
@@ -45,17 +45,14 @@ def main() -> int:
     given = parser.parse_args()
     build = Path(given.build)
     found: dict[str, Lines] = defaultdict(dict)
-    taken: dict[str, dict[int, list[int]]] = defaultdict(dict)
     of_python(Path(given.python), found)
     for counts in sorted(build.rglob("*.gcda")):
-        of_c(build, counts, found, taken)
-    faults = []
+        of_c(build, counts, found)
     explained = list(explanations())
-    for file in sorted(found):
-        if HELD.fullmatch(file):
-            faults += held(file, found[file], taken.get(file, {}), [e for e in explained if e.file == Path(file).name])
+    faults = [fault for file in sorted(found) if HELD.fullmatch(file) for fault in held(file, found[file], explained)]
     names = {Path(file).name for file in found}
-    faults += [f"unreached:{e.where}: there is no file {e.file}" for e in explained if e.file not in names]
+    gone = (reason for reason in explained if reason.place.split()[0] not in names)
+    faults += [f"unreached:{reason.where}: there is no such file: {reason.place}" for reason in gone]
     table(found)
     if given.list:
         for file, lines in sorted(found.items()):
@@ -74,8 +71,8 @@ def of_python(path: Path, found: dict[str, Lines]) -> None:
         lines.update(dict.fromkeys(file["missing_lines"], 0))
 
 
-def of_c(build: Path, counts: Path, found: dict[str, Lines], taken: dict[str, dict[int, list[int]]]) -> None:
-    command = ["gcov", "--branch-probabilities", "--json-format", "--stdout", "-o", counts, counts]
+def of_c(build: Path, counts: Path, found: dict[str, Lines]) -> None:
+    command = ["gcov", "--json-format", "--stdout", "-o", counts, counts]
     said = subprocess.run(command, capture_output=True, check=True, cwd=build, text=True).stdout
     for file in json.loads(said)["files"]:
         path = file["file"]
@@ -83,7 +80,6 @@ def of_c(build: Path, counts: Path, found: dict[str, Lines], taken: dict[str, di
         if path.startswith("pyx/"):
             for number, line in lines.items():
                 found[path][number] = found[path].get(number, 0) + line["count"]
-                taken[path][number] = [branch["count"] for branch in line["branches"] if not branch["throw"]]
         elif "cython" in path and path.endswith(".c"):
             of_cython(build / path, lines, found)
 
@@ -116,31 +112,31 @@ def explanations() -> Iterator[Explained]:
         if line.startswith(("never:", "sometimes:")):
             sometimes = line.startswith("sometimes:")
         elif line.startswith("\t"):
-            file, _, text = line.strip().partition(": ")
-            yield Explained(file, text, sometimes, number)
+            place, _, text = line.strip().partition(": ")
+            yield Explained(place, text, sometimes, number)
 
 
-def held(file: str, lines: Lines, taken: dict[int, list[int]], explained: Iterable[Explained]) -> Iterator[str]:
+def held(file: str, lines: Lines, explained: Iterable[Explained]) -> Iterator[str]:
     """What is wrong with that file."""
-    text = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    missing = {line: "" for line, count in lines.items() if not count}
-    if BRANCHES.fullmatch(file):
-        for line, counts in taken.items():
-            if lines[line] and not all(counts):
-                missing[line] = f" ({counts.count(0)} of {len(counts)} ways never taken)"
-    used = set()
-    for line in sorted(missing):
-        reason = next((e for e in explained if e.text == text[line - 1].strip()), None)
-        if reason is None:
-            yield f"{file}:{line}: not reached{missing[line]} and not explained: {text[line - 1].strip()}"
-        else:
-            used.add(reason)
-    there = {text[line - 1].strip() for line in lines}
-    for reason in explained:
-        if reason.text not in there:
-            yield f"unreached:{reason.where}: {file} has no such line: {reason.text}"
-        elif reason not in used and not reason.sometimes:
-            yield f"unreached:{reason.where}: explained, and yet reached: {reason.text}"
+    name = Path(file).name
+    reasons = [reason for reason in explained if reason.place.split()[0] == name]
+    there: dict[tuple[str, str], list[int]] = defaultdict(list)
+    function = "-"
+    for number, line in enumerate((ROOT / file).read_text(encoding="utf-8").splitlines(), 1):
+        if begins := FUNCTION.match(line):
+            function = begins[1] or begins[2]
+        if number in lines:
+            there[f"{name} {function}", line.strip()].append(number)
+    for (place, text), numbers in there.items():
+        missing = [number for number in numbers if not lines[number]]
+        reason = next((one for one in reasons if (one.place, one.text) == (place, text)), None)
+        if missing and reason is None:
+            yield f"{file}:{missing[0]}: neither reached nor explained: {place}: {text}"
+        elif reason is not None and not missing and not reason.sometimes:
+            yield f"unreached:{reason.where}: explained, and yet reached: {place}: {text}"
+    for reason in reasons:
+        if (reason.place, reason.text) not in there:
+            yield f"unreached:{reason.where}: there is no such line: {reason.place}: {reason.text}"
 
 
 def table(found: dict[str, Lines]) -> None:
