@@ -97,9 +97,32 @@ def test_a_keeper_that_missed_events_looks_at_all_it_has(tmp_path: Path) -> None
             os.close(os.open(tmp_path / ("one" if number % 2 else "two"), os.O_RDONLY | os.O_NONBLOCK))
         os.unlink(tmp_path / "one")
         os.kill(pid, signal.SIGCONT)
+        for _ in range(most // 128):  # it takes up to 256 events a turn, and one request: by then it has taken all
+            assert give(peer) == "ok"
         with open(tmp_path / "two", "rb") as fifo:
             assert fifo.read() == b"unread"
     until(lambda: not psutil.pid_exists(pid))
+
+
+def test_what_has_nothing_in_it_is_not_kept(tmp_path: Path) -> None:
+    peer, _ = keeper(tmp_path)
+    pid = pid_of(tmp_path)
+    with peer:
+        fd = unread(tmp_path / "fifo", b"")
+        assert give(peer, fd) == "ok"
+        os.close(fd)
+    until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_fifo_that_cannot_be_opened_again_is_kept_as_it_is(tmp_path: Path) -> None:
+    peer, _ = keeper(tmp_path)
+    with peer:
+        fd = unread(tmp_path / "fifo", b"unread")
+        with fails("openat", errno.EACCES, when="1+", pid=pid_of(tmp_path)):
+            assert give(peer, fd) == "ok"
+        os.close(fd)
+        with open(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as fifo:
+            assert fifo.read(10) == b"unread"
 
 
 def test_what_the_system_refuses_a_keeper_ends_nothing_that_it_keeps(tmp_path: Path) -> None:

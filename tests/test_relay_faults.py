@@ -332,6 +332,19 @@ def test_a_descriptor_that_is_none_or_cannot_be_duplicated() -> None:
         os.close(fd)
 
 
+def test_what_an_event_loop_waits_for_takes_descriptors() -> None:
+    with fails("eventfd2", errno.EMFILE), pytest.raises(UnavailableError, match="event loop"):
+        relay.Bell()
+    reads, writes = os.pipe()
+    pump = relay.buffer(reads)
+    with fails("fcntl", errno.EMFILE), pytest.raises(UnavailableError, match="duplicate the descriptor"):
+        pump.duplicate()
+    pump.cancel()
+    assert pump.wait(LONG)
+    for fd in (reads, writes):
+        os.close(fd)
+
+
 def test_what_a_pump_is_not_made_by_and_does_not_take() -> None:
     with pytest.raises(TypeError, match="made by copy"):
         relay.Pump()

@@ -44,21 +44,26 @@ STEPS = {
     "slave": ("mount", errno.EPERM, "1", "", (), "mount /sys/fs/cgroup/unified"),
     "helper": ("pipe2", errno.EMFILE, "1", "", MAPS, "fork a helper for newuidmap"),
     "no helper": ("clone,clone3,fork", errno.EAGAIN, "1", "", MAPS, "fork a helper for newuidmap"),
+    "not there": ("sched_yield", errno.EPERM, "1", "", MAPS, "newuidmap and newgidmap 0 4000000000 1"),
     "not allowed": ("sched_yield", errno.EPERM, "1", "", MAPS, "newuidmap and newgidmap 0 4000000000 1"),
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_each_step_into_a_user_namespace_says_when_it_fails(place: Path, step: str) -> None:
+def test_each_step_into_a_user_namespace_says_when_it_fails(
+    place: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call, number, when, path, maps, words = STEPS[step]
     tracer = [need_strace(), "-D", "-qq", "-o", "/dev/null", "-e", "signal=none", "-u", USER]
     tracer += [*faults(call, number, when, path), "--"]
     options = ["--state", str(place), "--bundle", str(place), "--root", str(place / "runtime"), *maps]
     command = [*tracer, str(place / "ctrd-shim"), *options, "--flags", "u", "web", "--", "/bin/false"]
+    if step == "not there":
+        monkeypatch.setenv("PATH", "/nowhere")
     peer, code = started_alone(place, command[0], command[1:])
     with peer:
         told = peer.recv(shim.PACKET).decode()
         assert code == 1
-    expected = errno.EPERM if step == "not allowed" else number
+    expected = errno.EPERM if maps and call == "sched_yield" else number
     assert told == f"broken {expected} {words}"
     assert sorted(os.listdir(place)) == ["ctrd-shim"]
