@@ -2,7 +2,7 @@
  * A word of four bytes in the builds of the fuzzer alone: whoever finds it among four thousand million has been led there by
  * the coverage of the compiled code around it. A target that does not, when it is asked to (CTRD_PLANTED), is blind.
  * Included before everything else. In the Cython modules it lies where every text of a document comes by, in the shim
- * (requests.c) where the name of a process does.
+ * (requests.c) where a request does.
  */
 #ifndef CTRD_PLANTED_H
 #define CTRD_PLANTED_H
