@@ -14,10 +14,12 @@ from typing import Any, Final
 class CtrdError(Exception):
     """The base of every error that libctrd raises on purpose.
 
-    ``errno`` is the operating system's number behind it, or ``None`` where there is none.
+    ``errno`` is the operating system's number behind it, or ``None`` where there is none; ``call`` the system call that
+    failed with it in a container's shim, "" where it was none of a shim's.
     """
 
     errno: int | None = None
+    call: str = ""
 
 
 class NotFoundError(CtrdError, LookupError):

@@ -9,6 +9,7 @@
 
 cdef enum:
     GRACE = 10              # ms that the workers may take before another is started
+    ANEW = 100              # ms until the next try when none could be
     REST = 5                # s that a worker stays idle
 
 cdef set kept = set()       # pumps with callbacks: they live until they are done and all was called
@@ -27,13 +28,17 @@ cdef void keep(Pump pump) except *:
 cdef start_dispatcher():
     global dispatcher
     if dispatcher is None:
-        dispatcher = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
-        dispatcher.start()
+        started = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
+        try:
+            started.start()
+        except RuntimeError as error:
+            raise UnavailableError(f"could not start the thread that has callbacks called: {error} (end others)") from error
+        dispatcher = started        # not before: one that could not be started is tried again
 
 
 def _dispatch():
     cdef int taken, generation = relay.generation
-    cdef bint needed, first, stuck
+    cdef bint needed, first, stuck, failed = False
     while True:
         with nogil:
             sem_wait(&relay.dispatch)
@@ -46,6 +51,7 @@ def _dispatch():
             first = relay.workers == 0
             pthread_mutex_unlock(&lock)
             if not needed:
+                failed = False
                 break
             if not first:
                 with nogil:
@@ -53,11 +59,14 @@ def _dispatch():
             pthread_mutex_lock(&lock)
             stuck = relay.taken_jobs == taken and relay.waiting_jobs > relay.idle_workers
             pthread_mutex_unlock(&lock)
-            if stuck and not start_worker():
-                break
+            if stuck:
+                failed = not start_worker(failed)
+            if failed:              # nothing tells when there is room for a thread again
+                with nogil:
+                    c_poll(NULL, 0, ANEW)
 
 
-cdef bint start_worker() except -1:
+cdef bint start_worker(bint again) except -1:
     pthread_mutex_lock(&lock)
     relay.workers += 1
     pthread_mutex_unlock(&lock)
@@ -67,7 +76,8 @@ cdef bint start_worker() except -1:
         pthread_mutex_lock(&lock)
         relay.workers -= 1
         pthread_mutex_unlock(&lock)
-        logger.exception("could not start a thread for callbacks: they wait for the ones that there are")
+        if not again:
+            logger.exception("could not start a thread for callbacks: they wait until one can be started, or returns")
         return False
     return True
 

@@ -340,6 +340,31 @@ static void answer_the_last(void)
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------- */
 
+/*
+ * cgroup v1 tells that there is no memory just before the kernel kills for it, and then nothing more: so the number of those
+ * that it has killed may rise a moment later. It is looked at again for a second; where it does not rise nobody was killed.
+ */
+enum { OOM_LOOKS = 100, OOM_PAUSE = 10 /* milliseconds */ };
+static int oom_looks;
+
+static void oom_turn(bool told)
+{
+	unsigned long long count;
+
+	if (told && !oom_is_v2 && read(oom_fd, &count, sizeof count) < 0)
+		close_fd(&oom_fd);
+	if (told || oom_looks > 0)
+		look_for_oom();
+	oom_looks = oom_killed ? 0 : told ? OOM_LOOKS : oom_looks > 0 ? oom_looks - 1 : 0;
+}
+
+/* How long the next turn may wait, in milliseconds; -1: for ever. */
+static int most(void)
+{
+	int left = patience();
+	return oom_looks > 0 && (left < 0 || left > OOM_PAUSE) ? OOM_PAUSE : left;
+}
+
 /* Terminals, two outputs and the like besides the peers. */
 static struct pollfd polls[MAX_PEERS + 3 * MAX_PROCESSES + 16] APART;
 static nfds_t poll_count;
@@ -405,18 +430,13 @@ static void turn(void)
 	for (int k = 0; draining && k < 2; k++)
 		at_out[k] = want(INIT->io.out_read[k], POLLIN);
 
-	while (poll(polls, poll_count, patience()) < 0)
+	while (poll(polls, poll_count, most()) < 0)
 		if (errno != EINTR)
 			_exit(3);
 
 	for (int k = 0; k < processes_then; k++) /* first: a runtime returns only after it has sent the terminal */
 		terminal_turn(&processes[k].io, at_tty[k]);
-	if (answer(at_oom)) {
-		unsigned long long count;
-		if (!oom_is_v2 && read(oom_fd, &count, sizeof count) < 0)
-			close_fd(&oom_fd);
-		look_for_oom();
-	}
+	oom_turn(answer(at_oom));
 	if (answer(at_signals)) {
 		struct signalfd_siginfo info;
 		while (read(signals, &info, sizeof info) > 0) {
@@ -465,6 +485,7 @@ int main(int argc, char **argv)
 	unlinkat(STATE_FD, TTY_NAME, 0);
 	if (INIT->state == STARTING)
 		unmark();
+	log_the_rest();
 	answer_the_last();
 	flush_terminals();
 	return 0;

@@ -165,8 +165,8 @@ void log_output(int stream, const char *bytes, size_t size)
 }
 
 /*
- * Init has ended: what it has written is in the log before anybody is told. What others add meanwhile, who hold its
- * output open, is not waited for.
+ * Init has ended: what it has written is in the log before anybody is told. Or its container goes. What others add, who
+ * hold its output open, is not waited for.
  */
 void log_the_rest(void)
 {

@@ -129,10 +129,11 @@ int listen_at(const char *name, int type)
 	static const char temporary[] = "sock.tmp";
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	mode_t old = umask(0177);
+	mode_t old;
 
 	if (fd < 0)
 		return -1;
+	old = umask(0177);
 	memcpy(address.sun_path, temporary, sizeof temporary);
 	unlinkat(STATE_FD, temporary, 0);
 	if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 128) < 0 ||

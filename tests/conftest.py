@@ -18,6 +18,7 @@ import pytest
 from client_kit import Recorder
 from containerd_kit import containerd, new_containerd
 from engine_kit import any_client, client, engine, need, pytest_generate_tests, runtime, state_dir
+from examples_kit import USUAL
 
 import libctrd
 from libctrd.client import Client
@@ -35,9 +36,13 @@ __all__ = [
     "state_dir",
 ]
 
-# How long the host takes for an example says nothing about the code: it may be busy, or emulated.
-hypothesis.settings.register_profile("any host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("any host")
+# How long the host takes for an example says nothing about the code: it may be busy, or emulated. "ci" is what runs if
+# nothing is said: the examples are others each time, one that fails can be had again by what is printed, and each test
+# says how many it takes. "deep" takes many times as many, of every test.
+_ANY_HOST = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow], "print_blob": True}
+hypothesis.settings.register_profile("ci", **_ANY_HOST, max_examples=USUAL)
+hypothesis.settings.register_profile("deep", **_ANY_HOST, max_examples=20 * USUAL)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 APPLETS = (
     *(
@@ -115,6 +120,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that count the threads and descriptors of this process come first: others leave idle threads behind."""
     portable_kit.choose(config, items)
+    if hypothesis.settings.default.max_examples > USUAL:
+        for item in items:  # the limits are meant for the usual number of examples
+            item.add_marker(pytest.mark.timeout(0), append=False)
     items.sort(key=lambda item: not item.path.name.startswith(("test_fifo", "test_relay")))
 
 

@@ -1,6 +1,7 @@
 """What reads bytes of others, as targets: each takes any bytes, and may raise nothing but the errors of libctrd.
 
-`tools/fuzz/python` drives them by coverage; the suite with random bytes, and with all that was ever found.
+`tools/fuzz/run` drives them by coverage; the suite with random bytes, and with all that was ever found. Those of a
+containerd, its images and its events, are in fuzz_containerd.py.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import contextlib
 import io
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+import fuzz_containerd
 
 from libctrd import ids, protos
 from libctrd import spec as specs
@@ -67,8 +71,14 @@ def exit_records(data: bytes) -> None:
 
 
 def replies(data: bytes) -> None:
-    """What a shim, or a runtime through it, answers."""
-    shim.check(data.decode("utf-8", "replace"), "/state", "start")
+    """What a shim, or a runtime through it, answers: each line is a packet, events of a watch before it among them."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, its:
+        ours.settimeout(shim.REPLY_SECONDS)
+        for packet in filter(None, data.split(b"\n")[:20]):
+            its.send(packet[: shim.PACKET])
+        its.shutdown(socket.SHUT_WR)
+        shim.ask(ours, "/state", "start")
 
 
 def event_log(data: bytes) -> None:
@@ -109,15 +119,22 @@ def messages(data: bytes) -> None:
         except Exception as error:  # noqa: BLE001 - of which kind is a matter of protobuf's version
             assert type(error).__name__ == "DecodeError"  # noqa: PT017
             continue
-        with contextlib.suppress(CtrdError):
+        with contextlib.suppress(CtrdError, *_REFUSED.get(name, ())):
             use(message)
 
 
+def _there_and_back(limits: dict[str, Any]) -> None:
+    """What a server has read of an update, a client can ask for, and the server reads the same again."""
+    assert wire.resources(apiwire.resources(limits)) == limits
+
+
+_REFUSED: Final = {"EventsRequest": (ValueError,)}  # the server says so in the words of that API
 _USES: Final[dict[str, Callable[[Any], object]]] = {
     "Event": lambda event: (apiwire.exit_status(event), apiwire.nanoseconds(event.timestamp)),
     "StatsResponse": apiwire.stats,
-    "UpdateResource": wire.resources,
+    "UpdateResource": lambda update: _there_and_back(wire.resources(update)),
     "AddProcessRequest": wire.document,
+    "EventsRequest": lambda request: wire.nanoseconds(request.timestamp),
 }
 
 
@@ -127,10 +144,20 @@ def layer(data: bytes) -> None:
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    target.__name__: target for target in (spec, words, exit_records, replies, event_log, frames, messages, layer)
+    target.__name__: target
+    for target in (spec, words, exit_records, replies, event_log, frames, messages, layer, *fuzz_containerd.TARGETS)
 }
+COMPILED: Final = {"spec": "shape"}
+"""Those whose bytes reach a module of ours that is compiled, and which: a fuzzer has to see into that."""
+JSON: Final = {"spec", "exit_records", "event_log"}
+"""Those that take JSON: most changes of a byte make it none, so parts of documents are changed as well."""
 SEEDS: Final[dict[str, list[bytes]]] = {
-    "spec": [_SPEC, b"{}", b'{"ociVersion":"1.0.2","root":{"path":"/"},"linux":{"uidMappings":[{}]}}'],
+    "spec": [
+        _SPEC,
+        b"{}",
+        b'{"ociVersion":"1.0.2","root":{"path":"/"},"linux":{"uidMappings":[{}]}}',
+        b'{"ociVersion":"1.0.2","root":{"path":"/"},"hostname":"web","process":{"args":["sh"],"cwd":"/"}}',
+    ],
     "words": [
         b"web-1",
         b"type=bind,source=/a,target=/b,ro",
@@ -145,9 +172,11 @@ SEEDS: Final[dict[str, list[bytes]]] = {
         b'failed 1 {"msg":"no","level":"error"}',
         b"broken 13 bind x",
         b"exit 1 0 2 3",
+        b"oom\nprocess x 7\nended x 1 2 3\nok",
     ],
     "event_log": [b'{"version":1}\n{"type":"exit","id":"a","at":5,"pid":"init","status":3,"mark":"m"}\n'],
     "frames": [b"\0\0\0\3\0\0\0\1\2\0\x0a\x01x", b"\0\0\0\0\0\0\0\1\1\0"],
     "messages": [b"\x0a\x04exit\x12\x01a\x1a\x04init \x07", b"\x0a\x01a"],
     "layer": [b"", b"\0" * 1024],
+    **fuzz_containerd.SEEDS,
 }

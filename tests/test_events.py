@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 
 import pytest
+from examples_kit import examples
 from fifo_kit import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from libctrd.state import StateInfo
 WAIT = 20.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=200))
 def test_a_lane_keeps_its_order(lanes_used: list[int]) -> None:  # C11
     lanes = Lanes("test-lane")
@@ -82,7 +83,7 @@ def test_lanes_that_never_run_dry_hold_back_no_other() -> None:  # C11
     lanes.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["pass", "wait", "raise"])), max_size=60),
     st.integers(1, 3),
@@ -274,7 +275,7 @@ class StreamMachine(RuleBasedStateMachine):
 
 
 TestEventStream = StreamMachine.TestCase
-TestEventStream.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestEventStream.settings = settings(max_examples=examples(30), stateful_step_count=20, deadline=None)
 
 
 def test_iteration_ends_with_close() -> None:

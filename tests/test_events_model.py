@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from container_kit import WAIT, Program, spec_of
 from engine_kit import leftovers, need, remove
+from examples_kit import examples
 from fifo_kit import Background, until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -150,7 +151,7 @@ def act_all(threads: list[Callable[[], None]]) -> None:
 
 @pytest.mark.local("a place of each example's own")
 @pytest.mark.timeout(300)
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=examples(40))
 @given(scripts=st.lists(SCRIPTS, min_size=2, max_size=4), raises=RAISES)
 def test_what_several_threads_do_is_told_as_one_story_of_each_container(
     rootfs: str, scripts: list[list[tuple[str, str]]], raises: set[str]
@@ -400,4 +401,4 @@ class Waiters(RuleBasedStateMachine):
 def test_the_oldest_caller_is_woken_first_after_the_report_and_an_exit_ends_the_rest(rootfs: str) -> None:  # C11
     need(shutil.which("crun"), "crun")
     machine = type("Waiters", (Waiters,), {"rootfs": rootfs})
-    run_state_machine_as_test(machine, settings=settings(QUICK, max_examples=25, stateful_step_count=25))
+    run_state_machine_as_test(machine, settings=settings(QUICK, max_examples=examples(25), stateful_step_count=25))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples_kit import examples
 from fifo_kit import LONG, READ, WRITE, open_files
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -308,5 +309,5 @@ class FifoMachine(RuleBasedStateMachine):
 
 TestFifos = FifoMachine.TestCase  # C13 to C16, C28
 TestFifos.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(150), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

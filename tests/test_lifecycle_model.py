@@ -24,6 +24,7 @@ from container_kit import (
 )
 from containerd_kit import Containerd
 from engine_kit import ContainerdPlace, Place, need_runtime
+from examples_kit import examples
 from fifo_kit import Background
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -414,7 +415,7 @@ class Lifecycle(RuleBasedStateMachine):
         as_before(self.before)
 
 
-def run_model(new_place: Callable[[], Place], rootfs: str, examples: int, steps: int) -> None:
+def run_model(new_place: Callable[[], Place], rootfs: str, count: int, steps: int) -> None:
     place = new_place()
     with place.connect() as client:  # what is made once a process is there before anything is counted
         libctrd.run(["true"], rootfs=rootfs, client=client)
@@ -423,7 +424,7 @@ def run_model(new_place: Callable[[], Place], rootfs: str, examples: int, steps:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=examples(count),
             stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -439,17 +440,17 @@ def run_model(new_place: Callable[[], Place], rootfs: str, examples: int, steps:
 @pytest.mark.timeout(300)
 def test_any_order_of_calls_by_two_clients_with_crun(rootfs: str) -> None:  # C2, C6, C7, C18, C19, C20, C28
     need_runtime("crun")
-    run_model(lambda: Place("crun"), rootfs, examples=25, steps=30)
+    run_model(lambda: Place("crun"), rootfs, count=25, steps=30)
 
 
 @pytest.mark.timeout(300)
 def test_any_order_of_calls_by_two_clients_with_runc(rootfs: str) -> None:  # C2, C6, C7, C18, C19, C20, C28
     need_runtime("runc")
-    run_model(lambda: Place("runc"), rootfs, examples=8, steps=20)
+    run_model(lambda: Place("runc"), rootfs, count=8, steps=20)
 
 
 @pytest.mark.timeout(300)
 def test_any_order_of_calls_by_two_clients_with_containerd(
     rootfs: str, containerd: Containerd
 ) -> None:  # C2, C6, C7, C18, C19, C20, C26, C28
-    run_model(lambda: ContainerdPlace(containerd), rootfs, examples=8, steps=20)
+    run_model(lambda: ContainerdPlace(containerd), rootfs, count=8, steps=20)

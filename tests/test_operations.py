@@ -16,7 +16,7 @@ from engine_kit import Place
 from field_kit import until
 
 import libctrd
-from libctrd import NULL, PIPE
+from libctrd import NULL, PIPE, Stdio
 from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine.base import Mount
@@ -153,13 +153,16 @@ def test_a_signal_reaches_the_first_process_alone(client: Client, spec: Make) ->
 
 @pytest.mark.cannot("api", "send a signal to everyone in a container", raises=UnsupportedError)
 def test_a_signal_can_reach_everyone(client: Client, spec: Make) -> None:  # C20
-    container = client.create("other", spec("trap 'exit 9' USR1; sleep 1000 & wait; echo never"))
-    container.start(NULL)
+    container = client.create("other", spec("trap 'exit 9' USR1; echo ready; sleep 1000 & wait; echo never"))
+    container.start(Stdio(NULL, PIPE, NULL))
+    assert container.stdout is not None
     try:
+        assert container.stdout.read(6) == b"ready\n", "an init that has no handler for a signal does not get it"
         container.signal("USR1", everyone=True)
         assert container.wait(WAIT).code == 9
     finally:
         container.clean(force=True)
+        container.stdout.close()
 
 
 # ---- what it uses, and may use ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import errno
 import signal
 
 import pytest
+from examples_kit import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proc_kit import (
@@ -58,7 +59,7 @@ SPELLING = st.text() | st.from_regex(r"(?i)(sig)?(rt(min|max)|term|[a-z]{2,6})([
 
 
 @given(SPELLING | st.integers())
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_anything_else_is_a_signal_in_range_or_one_clear_error(sig: int | str) -> None:
     try:
         number = proc.signal_number(sig)

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from examples_kit import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proc_kit import Stopped, either_way, inode, nothing_left, open_fds, output_of, run_python  # noqa: F401 (fixtures)
@@ -65,7 +66,7 @@ def test_maps_that_cross_come_out_right() -> None:
 
 @pytest.mark.usefixtures("either_way")
 @given(st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_map_comes_out_right(data: st.DataObject) -> None:
     files = [os.memfd_create(f"file {number}") for number in range(6)]
     try:

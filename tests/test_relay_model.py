@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+from examples_kit import examples
 from fifo_kit import LONG, READ, WRITE, until
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -185,4 +186,4 @@ class Pumps(RuleBasedStateMachine):
 
 
 TestPumps = Pumps.TestCase
-TestPumps.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPumps.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from examples_kit import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -181,7 +182,7 @@ def is_whole(line: bytes) -> bool:
         return False
 
 
-Log.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+Log.TestCase.settings = settings(deadline=None, max_examples=examples(60), stateful_step_count=25)
 TestLog = Log.TestCase
 
 
@@ -254,7 +255,7 @@ def test_a_line_that_is_damaged_is_left_out_with_a_warning(
     assert caplog.text == "", "it was put in order"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_log_or_of_a_later_version(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as top:

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from engine_kit import need_runtime
+from examples_kit import examples
 from fuzz_kit import CODES, FATES, Target
 from fuzz_messages import CALLS, HUGE, PREFACE, Requests, http2, request
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,8 +30,6 @@ from serve_kit import WAIT
 from libctrd import protos
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-SCALE = int(os.environ.get("CTRD_TEST_FUZZ", "1"))
-"""So many times as many examples."""
 _QUICK = settings(
     deadline=None,
     database=None,
@@ -39,8 +38,8 @@ _QUICK = settings(
 )
 
 
-def quick(examples: int) -> settings:
-    return settings(_QUICK, max_examples=examples * SCALE)
+def quick(count: int) -> settings:
+    return settings(_QUICK, max_examples=examples(count))
 
 
 @pytest.fixture(scope="module")

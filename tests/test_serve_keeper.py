@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from examples_kit import examples
 from field_kit import until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -440,7 +441,7 @@ def test_fifos_in_any_order(place: Place) -> None:
     how = settings(
         deadline=None,
         database=None,
-        max_examples=60,
+        max_examples=examples(60),
         stateful_step_count=40,
         suppress_health_check=list(HealthCheck),
     )

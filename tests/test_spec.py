@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples_kit import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec_documents import FULL, JSON_LIKE, OBJECTS, PLAIN_JSON, put
@@ -130,7 +131,7 @@ def test_an_argument_that_cannot_be_is_named(wrong: dict[str, Any], named: str) 
     assert named in str(caught.value)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     args=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), min_size=1, max_size=4),
     terminal=st.booleans(),

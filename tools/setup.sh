@@ -62,9 +62,10 @@ install_missing() {
 	say "Debian packages: ${missing[*]}"
 	has apt-get || fail "these are missing and there is no apt-get to install them with: ${missing[*]}"
 	[ "$(id -u)" -eq 0 ] || fail "these are missing; run as root: apt-get install ${missing[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq </dev/null || fail "apt-get update failed: see above"
-	apt-get install -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
+	# One at a time: another of these commands may run beside this one, and apt-get itself does not wait for its turn.
+	flock "$root/tools/setup.sh" apt-get update -qq </dev/null || fail "apt-get update failed: see above"
+	DEBIAN_FRONTEND=noninteractive flock "$root/tools/setup.sh" \
+		apt-get install -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
 		fail "apt-get install failed: see above"
 	missing=()
 	[ -n "$python" ] || choose_python || fail "Debian's python3 is older than 3.10: set PYTHON to a newer one"
@@ -84,6 +85,13 @@ make_venv() {
 fingerprint() {
 	(cd "$root" && find "$@" -type f \( -name '*.py' -o -name '*.py[ix]' -o -name '*.px[di]' -o -name '*.[ch]' \
 		-o -name '*.toml' -o -name '*.proto' -o -name '*.binpb' \) -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+}
+
+# copy_sources DIR: all that git knows of the clone, as it is now, for a build that is not to touch the clone.
+copy_sources() {
+	rm -rf "$1"
+	mkdir -p "$1"
+	(cd "$root" && git ls-files -z | tar c --null -T -) | tar x -C "$1"
 }
 
 # once STAMP FINGERPRINT COMMAND...: runs the command unless it has succeeded with the same fingerprint before.

@@ -40,6 +40,15 @@ LAST_BACKOFF = 2.0
 LOST_SECONDS = 1.0
 CONFIRM_SECONDS = 0.02
 READY_SECONDS = 10.0
+_HOLDS = {
+    "exit": "containerd.events.TaskExit",
+    "oom": "containerd.events.TaskOOM",
+    "paused": "containerd.events.TaskPaused",
+    "resumed": "containerd.events.TaskResumed",
+    "start": "containerd.events.TaskStart",
+    "exec-started": "containerd.events.TaskExecStarted",
+}
+"""What an event's envelope holds, by the last part of its topic."""
 STOPPED, PAUSED = 3, (4, 5)
 """Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
@@ -285,7 +294,9 @@ class Exits:
 
     def _handle(self, envelope: Any) -> None:
         kind = envelope.topic.rpartition("/")[2]
-        event = protos.unpack(envelope.event)
+        event = None
+        if envelope.event.type_url.rpartition("/")[2] == _HOLDS.get(kind):  # anybody may publish anything on any topic
+            event = protos.unpack(envelope.event)
         id = getattr(event, "container_id", "")
         if event is None or not id:
             log.debug("an event on %s is of a kind that is not known: %s", envelope.topic, envelope.event.type_url)

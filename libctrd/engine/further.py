@@ -83,7 +83,7 @@ class Further(Orphans):
                 errno.ENOSPC: UnavailableError(f"container {id!r} runs as many processes as its shim can hold: 64"),
                 errno.ESRCH: NotFoundError(f"container {id!r} is not running any more"),
             }
-            if error.errno in refusals:
+            if error.errno in refusals and not error.call:  # else it is about a file, such as that of its exit
                 raise refusals[error.errno] from error
             raise
 

@@ -151,7 +151,10 @@ def connect(directory: str, name: str = SOCKET) -> socket.socket:
         handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             peer.settimeout(REPLY_SECONDS)
-            peer.connect(f"/proc/self/fd/{handle}/{name}")
+            try:
+                peer.connect(f"/proc/self/fd/{handle}/{name}")
+            except BlockingIOError:
+                _connect_in_turn(peer, f"/proc/self/fd/{handle}/{name}")
         finally:
             os.close(handle)
     except OSError as error:
@@ -163,6 +166,16 @@ def connect(directory: str, name: str = SOCKET) -> socket.socket:
         peer.close()
         raise
     return peer
+
+
+def _connect_in_turn(peer: socket.socket, path: str) -> None:
+    """Waits for a place in its backlog, where a socket with a timeout of Python's does not (connect(2), EAGAIN)."""
+    import struct  # more than a hundred have come at once
+
+    peer.settimeout(None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(REPLY_SECONDS), 0))
+    peer.connect(path)
+    peer.settimeout(REPLY_SECONDS)
 
 
 def request(directory: str, text: str) -> None:
@@ -241,7 +254,9 @@ def _check(reply: str, directory: str, text: str) -> None:
         number, _, what = rest.partition(" ")
         call, _, path = what.partition(" ")
         of = f": {call} of {path}" if path else ""
-        raise from_errno(int(number), f"{text} on the container in {directory!r}{of}")
+        refused = from_errno(int(number), f"{text} on the container in {directory!r}{of}")
+        refused.call = call
+        raise refused
     if word == "failed":
         raise runtime_failed(rest, f"{text} the container in {directory!r}")
     if word == "broken":

@@ -53,9 +53,7 @@ class Store:
 
     def spec(self, id: str) -> Spec:
         """The spec of one, as containerd has it."""
-        spec = msgspec.json.decode(self._get(id).spec.value or b"{}")
-        assert isinstance(spec, dict)
-        return spec
+        return _spec_of(self._get(id))
 
     def add(self, record: Record, runtime: runc.Runtime, config: bytes, snapshotter: str, lease: str) -> None:
         """Makes *record* known, with its spec as encoded. `AlreadyExistsError` when the id is another's.
@@ -105,21 +103,47 @@ class Store:
                 return msgspec.structs.replace(_record_decoder.decode(ours), labels=labels)
             except msgspec.MsgspecError as error:
                 log.warning("the record of container %s in its label %s is damaged: %s", container.id, LABEL, error)
-        spec = msgspec.json.decode(container.spec.value) if container.spec.value else {}
+        try:
+            spec = _spec_of(container)
+        except InvalidArgumentError as error:  # no reason to list no container at all
+            log.debug("%s", error)
+            spec = {}
+        process, linux = _object(spec, "process"), _object(spec, "linux")
+        path = linux.get("cgroupsPath")
         return Record(
             id=container.id,
             bundle=os.path.join(self._root, container.id),
             created_at=protos.moment(container.created_at) or datetime.fromtimestamp(0, timezone.utc),
             runtime=container.runtime.name,
-            terminal=bool((spec.get("process") or {}).get("terminal")),
+            terminal=bool(process.get("terminal")),
             own_pid_namespace=specs.own_namespace(spec, "pid"),
-            cgroup=(spec.get("linux") or {}).get("cgroupsPath") or "",
+            cgroup=path if isinstance(path, str) else "",
             labels=labels,
             image=container.image,
             snapshot=container.snapshot_key,
             snapshotter=container.snapshotter,
             foreign=True,
         )
+
+
+def _spec_of(container: Any) -> dict[str, Any]:
+    """The spec of a container, which another program may have made: `InvalidArgumentError` when it is none."""
+    try:
+        spec = msgspec.json.decode(container.spec.value) if container.spec.value else {}
+        if isinstance(spec, dict):
+            return spec
+        why: object = f"it is {type(spec).__name__}, and no object"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        why = error
+    raise InvalidArgumentError(
+        f"the spec of container {container.id!r}, of the type {container.spec.type_url!r}, cannot be read: {why} "
+        "(it was made by another program)"
+    )
+
+
+def _object(document: dict[str, Any], key: str) -> dict[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 _PLUGINS = {

@@ -106,6 +106,8 @@ class EventLog:
                 self._take(_entry.decode(line))
             except _UNREADABLE:
                 damaged += 1
+        # Damage may have changed a time too: `after` and `_append` take it that each is later than the one before.
+        self._entries = deque(sorted(self._entries, key=lambda entry: entry.at), maxlen=self._keep)
         if damaged:
             log.warning("the event log %s has %d lines that cannot be read: they are left out", self._path, damaged)
 

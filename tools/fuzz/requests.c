@@ -2,9 +2,25 @@
  * Any bytes as a request to a shim whose container runs: libFuzzer's target for the parser in shim.c and what it leads to, with
  * the sanitizers. The runtime is a program that fails at once, and requests that would call it for `init` are only noted.
  */
+#define _GNU_SOURCE
+#include "planted.h"
+#include <sys/socket.h>
+
+static ssize_t recv_planted(int fd, void *to, size_t size, int flags)
+{
+	ssize_t n = recv(fd, to, size, flags);
+
+	if (n > 0)
+		ctrd_planted(to, (size_t)n);
+	return n;
+}
+
 #define main shim_main
+#define recv recv_planted
+#undef _GNU_SOURCE
 #include "../../pyx/shim.c"
 #undef main
+#undef recv
 
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size);
 
