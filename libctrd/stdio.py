@@ -353,6 +353,8 @@ class Streams:
     def begin(self) -> None:
         """Lets the relay move what goes elsewhere. Called when the process runs: what a failed start says stays put."""
         stdin, stdout, stderr = self.chosen
+        if self.pumps or any(choice not in (PIPE, NULL, DETACHED) for choice in self.chosen):
+            relay.prepare_to_call()  # now, when it can be refused: not when the end is there and somebody waits for it
         if isinstance(self.pipe.stdin, Stdin) and stdin is not PIPE:
             source = sys.__stdin__.fileno() if stdin is INHERIT and sys.__stdin__ else stdin
             self._stdin_pump = self.pipe.stdin.feed(source if isinstance(source, int) else 0)

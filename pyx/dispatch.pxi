@@ -10,6 +10,7 @@
 cdef enum:
     GRACE = 10              # ms that the workers may take before another is started
     REST = 5                # s that a worker stays idle
+    RETRY = 100             # ms until another is tried to be had, after one could not be
 
 cdef set kept = set()       # pumps with callbacks: they live until they are done and all was called
 cdef object dispatcher = None
@@ -17,18 +18,22 @@ cdef object dispatcher = None
 
 cdef void keep(Pump pump) except *:
     """From now on the pump may be queued. Needs the GIL, not the lock."""
+    start_dispatcher()
     kept.add(pump)
     pthread_mutex_lock(&lock)
     pump.pump.owner = <PyObject *>pump
     pthread_mutex_unlock(&lock)
-    start_dispatcher()
 
 
 cdef start_dispatcher():
     global dispatcher
     if dispatcher is None:
-        dispatcher = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
-        dispatcher.start()
+        dispatcher = Worker(_dispatch, "ctrd-relay-dispatch")
+        try:
+            dispatcher.start()
+        except UnavailableError:
+            dispatcher = None           # whoever comes next tries anew
+            raise
 
 
 def _dispatch():
@@ -54,7 +59,8 @@ def _dispatch():
             stuck = relay.taken_jobs == taken and relay.waiting_jobs > relay.idle_workers
             pthread_mutex_unlock(&lock)
             if stuck and not start_worker():
-                break
+                with nogil:             # nobody may queue anything any more, and those that there are may not come
+                    c_poll(NULL, 0, RETRY)
 
 
 cdef bint start_worker() except -1:
@@ -67,7 +73,7 @@ cdef bint start_worker() except -1:
         pthread_mutex_lock(&lock)
         relay.workers -= 1
         pthread_mutex_unlock(&lock)
-        logger.exception("could not start a thread for callbacks: they wait for the ones that there are")
+        logger.debug("no thread can be started for callbacks just now: they wait", exc_info=True)
         return False
     return True
 

@@ -110,14 +110,38 @@ def runs(pid: int, path: str) -> bool:
         return False
 
 
-def thaw(pid: int) -> None:
-    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
+def _freezer(pid: int) -> tuple[str, str, str] | None:
+    """The file that says whether that process is frozen, and what it says if it is and if it is not. ``None``: none."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+        paths = dict(line.strip().split(":", 2)[1:] for line in file)
+    path = paths.get("freezer", "/")
+    if path != "/":
+        return f"{TOP}/freezer{path}/freezer.state", "FROZEN", "THAWED"
+    path = paths.get("", "/")
+    return (f"{TOP}{path}/cgroup.freeze", "1", "0") if unified() and path != "/" else None
+
+
+def frozen(pid: int) -> bool:
+    """Is the process *pid* in a cgroup that is frozen?"""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
-        if path is not None and path != "/":
-            with open(f"{TOP}/freezer{path}/freezer.state", "w", encoding="utf-8") as state:
-                state.write("THAWED")
+        freezer = _freezer(pid)
+        if freezer is None:
+            return False
+        path, frozen, _ = freezer
+        with open(path, encoding="ascii") as state:
+            return state.read().strip() == frozen
+    except OSError:
+        return False  # it has ended
+
+
+def thaw(pid: int) -> None:
+    """Lets a frozen process go on: to take the SIGKILL that it was sent (v2 kills frozen ones as well), or for good."""
+    try:
+        freezer = _freezer(pid)
+        if freezer is not None:
+            path, _, thawed = freezer
+            with open(path, "w", encoding="ascii") as state:
+                state.write(thawed)
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended
     except OSError as error:

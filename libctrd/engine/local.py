@@ -159,7 +159,7 @@ class LocalEngine(Latecomer, LocalOperations):
             self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
         if pid and cgroups.runs(pid, record.cgroup):
-            return Snapshot("running", pid)  # its shim was killed
+            return Snapshot("paused" if cgroups.frozen(pid) else "running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
     def _directory(self, id: str) -> str:
@@ -363,6 +363,9 @@ class LocalEngine(Latecomer, LocalOperations):
             return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
             self._shim_of_processes_gone(id)
+            if self._never_ran(id):
+                self._take(id, peer)
+                return
             if not self._take(id, peer) and not self._shim_gone(id, seen=True):
                 # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
                 self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))

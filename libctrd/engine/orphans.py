@@ -119,6 +119,15 @@ class Orphans:
         finally:
             os.close(pidfd)
 
+    def _resume_orphan(self, id: str) -> bool:
+        """Thaws a container whose shim was killed while it was paused; else nobody could. False when it is not so."""
+        snapshot = self.snapshot(id)
+        if snapshot.status != "paused":
+            return False
+        cgroups.thaw(snapshot.pid)
+        self._sink(Event(id, "resume"))
+        return True
+
     def _send(self, id: str, pid: int, pidfd: int, number: int) -> None:
         """Sends a signal to the process *pid* of a container, if it is in there: looked at now that *pidfd* is open, so
         that the pid cannot become another's.

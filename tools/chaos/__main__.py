@@ -31,6 +31,7 @@ from places import LocalPlace, place_of  # noqa: E402
 TOP = "/run"
 LONG = 90.0  # seconds without a word from a client: it hangs
 END = 120.0
+MOST = 100  # lines of what is wrong that are printed
 PLANTS = ("byte", "exit", "twice", "fifo", "process", "cgroup")
 
 
@@ -216,8 +217,11 @@ class Chaos:
             print(f"  {count:12,}  {what}")
         print(f"  {len(left):12,}  left over")
         print(f"  {len(self.ledger.wrong):12,}  wrong")
-        for line in [*self.ledger.wrong, *(f"left: {thing}" for thing in left)]:
+        lines = [*self.ledger.wrong, *(f"left: {thing}" for thing in left)]
+        for line in lines[:MOST]:
             print(line)
+        if len(lines) > MOST:
+            print(f"and {len(lines) - MOST} more")
 
 
 def pids_cgroup() -> str:
@@ -250,6 +254,7 @@ def main() -> int:
                 os.rmdir(chaos.cgroup)
     chaos.report(left)
     if chaos.ledger.wrong or left:
+        chaos.place.remove()
         Path(f"{files}/stories").write_text("\n\n".join(chaos.ledger.stories))
         print(f"what the clients said is in {files}, and the stories of containers with which something is wrong")
         return 1

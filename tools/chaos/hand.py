@@ -210,8 +210,8 @@ class Hand:
         self._filling = False
 
     def starve_descriptors(self) -> str:
-        """A client may open no more than a few descriptors."""
-        clients = self._clients()
+        """A client may open no more than a few descriptors: one that has come so far as to have told something."""
+        clients = {who: pid for who, pid in self._clients().items() if who in self._ledger.last}
         if not clients:
             return ""
         who = self._dice.choice(sorted(clients))

@@ -111,7 +111,7 @@ class Ledger:
         if id in self.closed:
             if what in ("told", "exit"):
                 self.wrong.append(f"{id}: the exit of {rest[1]} was reported again after its end: {rest[2:]} by {who}")
-            elif what not in ("force", "gone", "error"):
+            elif what not in ("force", "unclean", "gone", "error"):
                 self.wrong.append(f"{id}: {what} after its end")
             return
         self.open[id].append(Entry(at, who, what, tuple(rest[1:])))
@@ -263,11 +263,16 @@ class Judge:
             self.apart["exits told"] += 1
         elif begun and self._last_died(process):
             self.apart["exits that a killed client knew"] += 1
-        elif begun and not (process != "init" and (self._of("absent", process) or self.marks)):
+        elif begun and not (process != "init" and self.marks):
             self.faults.append(f"the exit of {process} was told to nobody")
 
     def _last_died(self, process: str) -> bool:
-        touched = [entry for entry in self.entries if entry.what not in ("force", "gone", "error", "told")]
+        aside = ("force", "unclean", "gone", "error", "told")
+        touched = [entry for entry in self.entries if entry.what not in aside]
+        if process != "init":  # what the next client found is said when it has restored the container
+            touched = [entry for entry in touched if entry.rest[:1] == (process,)]
+            if any(process in entry.rest[1] for entry in self._of("restored")):
+                return False
         return bool(touched) and touched[-1].who in self.dead
 
     def _judge_bytes(self, process: str, stream: str) -> None:
@@ -321,13 +326,13 @@ class Judge:
         if not begun or self.forced or "its runtime was killed" in self.marks or "its init was killed" in self.marks:
             return  # it was ended before it had printed all
         restored = self._of("restored")
-        if "its shim was killed" in self.marks and (self.died or self.life.kind == "attach"):
+        if "its shim was killed" in self.marks and (self.died or self.life.kind in ("attach", "leave")):
             self.apart["bytes unread when the shim was killed"] += rest
         elif reading in self.dead and rest <= BLOCK:
             self.apart["bytes that died with a client"] += rest
         elif self.died and (not restored or restored[-1].rest[0]):
             self.apart["bytes that died with a client"] += rest  # it had let the shim go, or cleaned it even
-        elif process != "init" and self.died and self._of("absent", process):
-            self.apart["bytes of further processes whose client was killed"] += rest
+        elif process != "init" and self._last_died(process):
+            self.apart["bytes that died with a client"] += rest  # it had collected the end, so nobody else kept them
         else:
             self.faults.append(f"{process} {stream}: the last {rest} bytes are missing")

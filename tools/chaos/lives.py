@@ -72,8 +72,6 @@ def life(seed: int, id: str, process: str = "init") -> Life:
     """That of a container, or of a further process in it."""
     dice = random.Random(f"{seed}/{id}/{process}")
     kind = dice.choice(KINDS) if process == "init" else dice.choice(("plain", "cat"))
-    if id.endswith("-0"):  # the first of each client: after it there is in that process what libctrd keeps once for all
-        kind = "capture" if process == "init" else kind
     much = dice.choice((0, 1, 20, 20, 3000, 30_000, 150_000 if process == "init" else 3000))
     # Where it goes on after its output, that has to fit into a pipe: else it would never come so far before it is read.
     if kind in ("host", "kill", "force", "trap"):

@@ -24,6 +24,8 @@ import lives
 import msgspec
 
 import libctrd
+from libctrd import relay
+from libctrd.engine import shim
 from libctrd.errors import CtrdError, InvalidArgumentError, NotFoundError
 
 BLOCK = 65536
@@ -156,12 +158,12 @@ class Worker:
             status = of.wait(PATIENCE)
         self.teller.say("exit", id, process, status.code, status.known)
 
-    def get_rid(self, id: str) -> None:
+    def get_rid(self, id: str, what: str = "force") -> None:
         """By force, whatever there is of that container; again until it works."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                self.teller.say("force", id)
+                self.teller.say(what, id)
                 with self.step(id, "clean"):
                     try:
                         self.client.get(id).clean(force=True)
@@ -203,7 +205,14 @@ class Worker:
             return
         for each in streams:
             each.close()
-        self.teller.say("gone", id, os.path.lexists(os.path.join(self.given["root"], id)))
+        self.gone(id)
+
+    def gone(self, id: str) -> None:
+        """It has ended. That it could not be cleaned just then is logged, and left to whoever comes next."""
+        if os.path.lexists(os.path.join(self.given["root"], id)):
+            self.get_rid(id, "unclean")
+        else:
+            self.teller.say("gone", id, False)
 
     def live_plain(self, container: libctrd.Container, life: lives.Life, streams: list[Streams]) -> None:
         """Read to the end, stdin closed first where it waits for that."""
@@ -246,9 +255,20 @@ class Worker:
             streams.close()
 
     def live_pause(self, container: libctrd.Container, life: lives.Life, streams: list[Streams]) -> None:
-        if self.attempt(container.id, "pause", container.pause, PATIENCE):
-            self.attempt(container.id, "resume", container.resume, PATIENCE)
+        self.attempt(container.id, "pause", container.pause, PATIENCE)
+        self.thaw(container)
         self.live_plain(container, life, streams)
+
+    def thaw(self, container: libctrd.Container) -> None:
+        """Until it is not paused any more: what runs may refuse to, the more so when it is killed amid it."""
+        paused = [True]
+        while paused:
+            paused.clear()
+            if not self.attempt(container.id, "look", lambda: container.status == "paused" and paused.append(True)):
+                paused.append(True)
+            elif paused:
+                with contextlib.suppress(RefusedError), self.step(container.id, "resume"):
+                    container.resume(PATIENCE)
 
     def live_kill(self, container: libctrd.Container, life: lives.Life, streams: list[Streams]) -> None:
         own = Streams(self, container.id, "init", container)
@@ -342,7 +362,7 @@ class Worker:
         for id in [container.id for container in found if self.mine(container.id)]:
             try:
                 self.take_over(id)
-                self.teller.say("gone", id, os.path.lexists(os.path.join(self.given["root"], id)))
+                self.gone(id)
             except RefusedError:
                 self.get_rid(id)
         for id in {*self.given["open"]} - {container.id for container in found}:
@@ -351,25 +371,27 @@ class Worker:
     def take_over(self, id: str) -> None:
         life = lives.life(self.seed, id)
         self.teller.say("restore", id)
-        let_go = self.let_go(id)
+        let_go, held = self.kept_of(id)
         file = open(self.file(id), "ab") if life.kind == "capture" else None
         stdio: Any = libctrd.Stdio(libctrd.NULL, file, libctrd.NULL) if file is not None else libctrd.PIPE
         try:
             with self.step(id, "restore"):
-                container = self.client.restore(id, stdio=stdio)
-        except RefusedError as refusal:
-            if not isinstance(refusal.__cause__, InvalidArgumentError):
-                raise
-            self.teller.say("unstarted", id)
-            raise
+                try:
+                    container = self.client.restore(id, stdio=stdio, further=libctrd.PIPE)
+                except InvalidArgumentError as error:
+                    self.teller.say("unstarted", id)
+                    raise RefusedError("it was never started") from error
         finally:
             if file is not None:
                 file.close()
-        self.teller.say("restored", id, let_go)
+        self.teller.say("restored", id, let_go, held)
         own = Streams(self, id, "init", container, life.kind != "capture")
         try:
-            for name in life.execs:
-                self.take_over_process(container, name)
+            for name, process in container.taken_over.items():
+                self.teller.say("attached", id, name)
+                self.end_process(id, name, process)
+            if life.kind == "pause":
+                self.thaw(container)
             own.end_stdin()
             if life.kind == "trap" or (life.kind in ("kill", "force") and self.dice.random() < 0.5):
                 self.teller.say("signal", id, "KILL")
@@ -382,33 +404,28 @@ class Worker:
         finally:
             own.close()
 
-    def take_over_process(self, container: libctrd.Container, name: str) -> None:
-        try:
-            process = container.attach(process=name)
-        except CtrdError as error:
-            self.teller.say("absent", container.id, name, type(error).__name__, str(error))
-            return
-        self.teller.say("attached", container.id, name)
-        streams = Streams(self, container.id, name, process)
+    def end_process(self, id: str, name: str, process: libctrd.Process) -> None:
+        streams = Streams(self, id, name, process)
         try:
             streams.end_stdin()
             streams.rest()
             with contextlib.suppress(RefusedError):
-                self.end(container.id, name, process)
+                self.end(id, name, process)
         finally:
             streams.close()
 
-    def let_go(self, id: str) -> bool:
-        """Had its client told the shim to end before it was killed? It held all of the output then."""
+    def kept_of(self, id: str) -> tuple[bool, list[str]]:
+        """Had its client told the shim to end before it was killed? It held all of the output then. If not, of which
+        further processes has it not collected the end?
+        """
         if self.given["kind"] != "local":
-            return self.client.get(id).status == "stopped"
-        from libctrd.engine import shim
-
+            with contextlib.suppress(CtrdError):
+                return self.client.get(id).status == "stopped", []
+            return True, []
         try:
-            shim.processes(os.path.join(self.given["root"], id))
+            return False, [process.name for process in shim.processes(os.path.join(self.given["root"], id))]
         except CtrdError:
-            return True
-        return False
+            return True, []
 
     # ---- the whole ---------------------------------------------------------------------------------------------------
 
@@ -418,24 +435,35 @@ class Worker:
             self.client.close()
             self.teller.say("bye", [], 0)
             return
-        count = 0
-        self.live(f"c{self.number}-{self.generation}-{count}")
+        while not self.attempt("", "relay", self.warm):
+            time.sleep(0.05)
         before = self.open_now()
+        count = 0
         while not self.stopping.is_set():
-            count += 1
             self.live(f"c{self.number}-{self.generation}-{count}")
+            count += 1
         end = time.monotonic() + 5
         while (more := self.open_now() - before) and time.monotonic() < end:
             time.sleep(0.01)
         self.client.close()
-        self.teller.say("bye", [f"{name} ({count})" for name, count in more.items()], count + 1)
+        self.teller.say("bye", [f"{name} ({count})" for name, count in more.items()], count)
+
+    @staticmethod
+    def warm() -> None:
+        """Has libctrd make what it keeps once for all."""
+        reader, writer = os.pipe()
+        try:
+            relay.discard(reader)
+        finally:
+            os.close(reader)
+            os.close(writer)
 
     @staticmethod
     def open_now() -> Counter[str]:
         from fifo_kit import open_files
 
         gc.collect()
-        return Counter(open_files())
+        return Counter(name for name in open_files() if not name.startswith("/memfd:"))  # the one copy of a runtime
 
 
 if __name__ == "__main__":
