@@ -208,7 +208,8 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
         except RuntimeFailedError as error:
             said = error.output or str(error)
             if (error.exit_code or 0) > _KILLED or any(word in said.lower() for word in _PASSING):
-                raise UnavailableError(f"could not try the OCI runtime {path!r}: {one_line(said)}: try again") from error
+                why = one_line(said)
+                raise UnavailableError(f"could not try the OCI runtime {path!r}: {why}: try again") from error
             return said
         shim.request(directory, "undo")  # it claims to have started a program that is not there
         starter.ended()

@@ -24,26 +24,30 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent / "tests"))
 
+from engine_kit import cgroups  # noqa: E402
 from hand import Hand  # noqa: E402 - the kits of the tests are above
 from ledger import Ledger  # noqa: E402
-from places import LocalPlace, place_of  # noqa: E402
+from places import PLACES  # noqa: E402
 
 TOP = "/run"
 LONG = 90.0  # seconds without a word from a client: it hangs
+TOLD = ("refused,", "exits ", "exit codes", "bytes ")  # how what is counted apart begins
 END = 120.0
 MOST = 100  # lines of what is wrong that are printed
-PLANTS = ("byte", "exit", "twice", "fifo", "process", "cgroup")
+PLANTS = ("byte", "exit", "twice", "code", "fifo", "process", "cgroup")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/chaos/run", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="how long (default: 20)")
-    parser.add_argument("--engine", default="local", choices=["local", "containerd", "api"])
+    parser.add_argument("--engine", default="local", choices=sorted(PLACES))
     parser.add_argument("--runtime", help="the OCI runtime (default: the engine's own choice)")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=None, help="for the same lives and the same hand again")
     parser.add_argument("--every", type=float, default=0.25, metavar="S", help="the hand acts all S seconds on average")
-    parser.add_argument("--only", default="", metavar="ACTS", help="only these of the hand's acts, by name, with commas")
+    parser.add_argument(
+        "--only", default="", metavar="ACTS", help="only these of the hand's acts, by name, with commas"
+    )
     parser.add_argument("--rootfs", required=True, help="a root file system with busybox")
     parser.add_argument("--plant", default="", choices=["", *PLANTS], help="a fault that has to be found")
     return parser.parse_args()
@@ -55,10 +59,11 @@ class Chaos:
     def __init__(self, given: argparse.Namespace, files: str) -> None:
         self.given, self.files = given, files
         self.seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
-        self.place: LocalPlace = place_of(given.engine, given.runtime)
-        self.ledger = Ledger(f"{files}/ledger", self.seed, given.plant)
         self.clock = f"{files}/clock"
         Path(self.clock).write_bytes(bytes(8))
+        self.environment = {"LD_PRELOAD": f"{files}/clock.so", "CTRD_CHAOS_CLOCK": self.clock}
+        self.place = PLACES[given.engine](given.runtime, self.environment)
+        self.ledger = Ledger(f"{files}/ledger", self.seed, given.plant)
         self.cgroup = pids_cgroup()
         self.ending = False
         self.running: dict[tuple[int, int], subprocess.Popen[bytes]] = {}
@@ -93,8 +98,8 @@ class Chaos:
             "rootfs": self.given.rootfs,
             "open": self.ledger.open_of(number),
         }
-        environment = {**os.environ, "LD_PRELOAD": f"{self.files}/clock.so", "CTRD_CHAOS_CLOCK": self.clock}
-        environment["PYTHONPATH"] = str(HERE.parent.parent / "tests")
+        path = os.pathsep.join(filter(None, [str(HERE.parent.parent / "tests"), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **self.environment, "PYTHONPATH": path}
         command = [sys.executable, str(HERE / "worker.py"), json.dumps(word)]
         if self.cgroup:  # by a shell, before anything of it is there
             command = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{self.cgroup}/cgroup.procs", *command]
@@ -131,7 +136,7 @@ class Chaos:
 
     def reap(self) -> None:
         """What has nobody else: this process is the first of its namespace."""
-        ours = {client.pid for client in self.running.values()} | self.place.children()
+        ours = {client.pid for client in self.running.values()} | self.place.daemons()
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -167,6 +172,17 @@ class Chaos:
         self.wait_for_clients()
         self.bystander.close()
         self.ledger.finish()
+        self.plant()
+
+    def plant(self) -> None:
+        """Leaves what has to be found, if that is wanted."""
+        if self.given.plant == "fifo":
+            os.makedirs(f"{self.place.root}/c0-0-0", exist_ok=True)
+            os.mkfifo(f"{self.place.root}/c0-0-0/init-stdout")
+        elif self.given.plant == "process":
+            subprocess.Popen(["sh", "-c", "sleep 30 & exit 0"]).wait()
+        elif self.given.plant == "cgroup":
+            os.makedirs(f"/sys/fs/cgroup/pids/ctrd-{cgroups.mark(self.place.root)}-c0-0-0", exist_ok=True)
 
     def wait_for_clients(self) -> None:
         end = time.monotonic() + END
@@ -188,7 +204,7 @@ class Chaos:
         while True:
             self.reap()
             left = [f"{what}: {things}" for what, things in self.place.leftovers().items() if things]
-            ours = {os.getpid(), *self.place.children()}
+            ours = {os.getpid(), *self.place.daemons()}
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 with contextlib.suppress(OSError):
                     if int(pid) not in ours:
@@ -208,9 +224,8 @@ class Chaos:
             "further processes": counts["execed"],
             "restored": counts["restored"],
             "bytes read": counts["bytes"],
-            **{what: count for what, count in sorted(self.hand.done.items())},
-            **{what: count for what, count in sorted(counts.items()) if what.startswith(("refused", "exit", "bytes "))
-               and what not in ("exit",)},
+            **dict(sorted(self.hand.done.items())),
+            **{what: count for what, count in sorted(counts.items()) if what.startswith(TOLD)},
             "exits that the bystander heard": sum(self.ledger.heard.values()),
         }  # fmt: skip
         for what, count in rows.items():

@@ -45,6 +45,7 @@ class Ledger:
     def __init__(self, path: str, seed: int, plant: str = "") -> None:
         self.seed = seed
         self.plant = plant
+        self._lost = ""
         self.lock = threading.Lock()
         self.open: dict[str, list[Entry]] = defaultdict(list)
         self.closed: dict[str, dict[str, set[int]]] = {}
@@ -96,6 +97,10 @@ class Ledger:
 
     def take(self, at: float, who: tuple[int, int], what: str, *rest: Any) -> None:
         """One record. The caller holds the lock."""
+        if self.plant:
+            rest = self._plant(what, rest)
+            if not rest:
+                return
         self.last[who] = at
         self.counts[what] += 1
         if what == "hello":
@@ -120,6 +125,22 @@ class Ledger:
         if what == "gone":
             self._close(id)
 
+    def _plant(self, what: str, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A record as a fault would make it, once; nothing of one that is lost."""
+        if self.plant == "byte" and what == "got" and len(rest[3]) > 1:
+            self.plant = ""
+            return (*rest[:3], rest[3][:-1])
+        if self.plant == "code" and what == "exit":
+            self.plant = ""
+            return (*rest[:2], (rest[2] + 1) % 255, *rest[3:])
+        if self.plant == "twice" and what == "told":
+            self.plant = ""
+            self.open[rest[0]].append(Entry(0, (0, 0), what, rest[1:]))
+        if self.plant == "exit" and what in ("told", "exit") and rest[1] == "init":
+            self._lost = self._lost or rest[0]
+            return () if rest[0] == self._lost else rest
+        return rest
+
     def _close(self, id: str) -> None:
         entries = self.open.pop(id)
         verdict = Judge(self, id, entries)
@@ -128,7 +149,7 @@ class Ledger:
         if verdict.faults:
             self.stories.append(f"{id} {verdict.life}\n{verdict.marks}\n" + "\n".join(map(brief, verdict.entries)))
         self.counts.update(verdict.apart)
-        self.closed[id] = {process: codes for process, codes in verdict.allowed.items()}
+        self.closed[id] = verdict.allowed
 
     def _error(self, at: float, who: tuple[int, int], id: str, step: str, kind: str, text: str, begun: float) -> None:
         found = self.explain(at, who, id, begun)
@@ -246,8 +267,12 @@ class Judge:
         self.allowed[process] = allowed
         waited = self._of("exit", process)
         told = self._of("told", process)
+        again = {entry.who for entry in self._of("unclean")} & self.dead
         if self.life.kind == "attach":  # no client owns it: its exit is kept until one has cleaned it
-            waited, told = ([entry for entry in entries if entry.who not in self.dead] for entries in (waited, told))
+            again = self.dead
+        if len(told) > 1 and again:
+            self.apart["exits told again, for a client was killed before it could clean"] += 1
+            waited, told = ([entry for entry in entries if entry.who not in again] for entries in (waited, told))
         for entries in (waited, told):
             if len(entries) > 1:
                 reports = [(entry.who, entry.rest[1:]) for entry in entries]
@@ -282,10 +307,9 @@ class Judge:
         whole = life.expected(stream)
         at = gap = 0
         reading: tuple[int, int] | None = None  # who was about to read
-        last: tuple[int, int] | None = None
         for entry in self.entries:
             if entry.what == "read" and entry.rest == (process, stream):
-                reading, last = entry.who if reading is None or reading == entry.who else reading, entry.who
+                reading = entry.who if reading is None or reading == entry.who else reading
             elif entry.what == "got" and entry.rest[:2] == (process, stream):
                 data = entry.rest[2]
                 if not data:
@@ -322,7 +346,8 @@ class Judge:
 
     def _judge_rest(self, process: str, stream: str, rest: int, reading: tuple[int, int] | None) -> None:
         """So many bytes have never come."""
-        begun = self.started if process == "init" else bool(self._of("execed", process) or self._of("attached", process))
+        further = self._of("execed", process) or self._of("attached", process)
+        begun = self.started if process == "init" else bool(further)
         if not begun or self.forced or "its runtime was killed" in self.marks or "its init was killed" in self.marks:
             return  # it was ended before it had printed all
         restored = self._of("restored")
