@@ -40,7 +40,7 @@ LAST_BACKOFF = 2.0
 LOST_SECONDS = 1.0
 CONFIRM_SECONDS = 0.02
 READY_SECONDS = 10.0
-STOPPED, PAUSED = 3, (4, 5)
+CREATED, STOPPED, PAUSED = 1, 3, (4, 5)
 """Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
 

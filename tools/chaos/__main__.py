@@ -63,7 +63,7 @@ class Chaos:
         Path(self.clock).write_bytes(bytes(8))
         self.environment = {"LD_PRELOAD": f"{files}/clock.so", "CTRD_CHAOS_CLOCK": self.clock}
         self.place = PLACES[given.engine](given.runtime, self.environment)
-        self.ledger = Ledger(f"{files}/ledger", self.seed, given.plant)
+        self.ledger = Ledger(f"{files}/ledger", self.seed, given.engine, given.plant)
         self.cgroup = pids_cgroup()
         self.ending = False
         self.running: dict[tuple[int, int], subprocess.Popen[bytes]] = {}

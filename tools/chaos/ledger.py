@@ -42,7 +42,8 @@ class Entry(NamedTuple):
 class Ledger:
     """Takes records on a socket, in a thread of its own, and judges each container once it has gone."""
 
-    def __init__(self, path: str, seed: int, plant: str = "") -> None:
+    def __init__(self, path: str, seed: int, kind: str = "local", plant: str = "") -> None:
+        self.kind = kind
         self.seed = seed
         self.plant = plant
         self._lost = ""
@@ -127,7 +128,7 @@ class Ledger:
 
     def _plant(self, what: str, rest: tuple[Any, ...]) -> tuple[Any, ...]:
         """A record as a fault would make it, once; nothing of one that is lost."""
-        if self.plant == "byte" and what == "got" and len(rest[3]) > 1:
+        if self.plant == "byte" and what == "got" and len(rest[3]) > 1 and self._reads_all(rest[0]):
             self.plant = ""
             return (*rest[:3], rest[3][:-1])
         if self.plant == "code" and what == "exit":
@@ -140,6 +141,10 @@ class Ledger:
             self._lost = self._lost or rest[0]
             return () if rest[0] == self._lost else rest
         return rest
+
+    def _reads_all(self, id: str) -> bool:
+        """Is it not killed before it has been read to the end?"""
+        return lives.life(self.seed, id).kind not in ("kill", "force", "trap")
 
     def _close(self, id: str) -> None:
         entries = self.open.pop(id)
@@ -233,7 +238,7 @@ class Judge:
     """What became of one container."""
 
     def __init__(self, ledger: Ledger, id: str, entries: list[Entry]) -> None:
-        self.id, self.seed, self.dead = id, ledger.seed, ledger.dead
+        self.id, self.seed, self.dead, self.kind = id, ledger.seed, ledger.dead, ledger.kind
         self.marks = ledger.marks.pop(id, set())
         self.entries = sorted(entries, key=lambda entry: entry.at)
         self.life = lives.life(ledger.seed, id)
@@ -260,15 +265,19 @@ class Judge:
         life = self.life if process == "init" else lives.life(self.seed, self.id, process)
         allowed = {life.code}
         killable = self.forced or (process != "init" and (self.marks or self.died))
-        if killable or self.marks & {"its runtime was killed", "its init was killed"}:
+        if killable or "its runtime was killed" in self.marks:
             allowed.add(137)
-        if "its shim was killed" in self.marks:
+        if "its runtime was killed" in self.marks and self.kind == "containerd":
+            allowed.add(1)  # that of runc's own init, which it told before it became the container's
+        if "its shim was killed" in self.marks or self._cut_off():
             allowed |= {255, 137}
         self.allowed[process] = allowed
         waited = self._of("exit", process)
         told = self._of("told", process)
         again = {entry.who for entry in self._of("unclean")} & self.dead
         if self.life.kind == "attach":  # no client owns it: its exit is kept until one has cleaned it
+            again = self.dead
+        if process != "init" and self.kind == "api":  # its events are told again when the clock was set back
             again = self.dead
         if len(told) > 1 and again:
             self.apart["exits told again, for a client was killed before it could clean"] += 1
@@ -282,7 +291,7 @@ class Judge:
             if code not in allowed:
                 self.faults.append(f"{process} ended with {code} (known: {known}), and should with {allowed}")
             elif code == 255 or not known:
-                self.apart["exit codes not known, for the shim was killed"] += entry.what == "exit"
+                self.apart["exit codes not known, for a shim was killed, or a start cut off"] += entry.what == "exit"
         begun = self.started if process == "init" else bool(self._of("execed", process))
         if waited or told:
             self.apart["exits told"] += 1
@@ -290,6 +299,10 @@ class Judge:
             self.apart["exits that a killed client knew"] += 1
         elif begun and not (process != "init" and self.marks):
             self.faults.append(f"the exit of {process} was told to nobody")
+
+    def _cut_off(self) -> bool:
+        """Was the client that started it killed before it had been told that it runs? Nobody may know then."""
+        return self.died and not self._of("started")
 
     def _last_died(self, process: str) -> bool:
         aside = ("force", "unclean", "gone", "error", "told")
@@ -346,10 +359,14 @@ class Judge:
 
     def _judge_rest(self, process: str, stream: str, rest: int, reading: tuple[int, int] | None) -> None:
         """So many bytes have never come."""
+        life = self.life if process == "init" else lives.life(self.seed, self.id, process)
         further = self._of("execed", process) or self._of("attached", process)
         begun = self.started if process == "init" else bool(further)
-        if not begun or self.forced or "its runtime was killed" in self.marks or "its init was killed" in self.marks:
-            return  # it was ended before it had printed all
+        if not begun or self.forced or "its runtime was killed" in self.marks or self._of("abandon", process):
+            return  # it was ended before it had printed all, or nobody has read on
+        codes = {entry.rest[1] for what in ("exit", "told") for entry in self._of(what, process)}
+        if life.code not in codes and (self._cut_off() or ("its shim was killed" in self.marks and 137 in codes)):
+            return  # daemons end a container whose shim was killed; a start that was cut off may have come to nothing
         restored = self._of("restored")
         if "its shim was killed" in self.marks and (self.died or self.life.kind in ("attach", "leave")):
             self.apart["bytes unread when the shim was killed"] += rest

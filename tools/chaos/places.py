@@ -91,7 +91,7 @@ class ContainerdsPlace(LocalPlace):
         self._daemon.restart()
 
     def leftovers(self) -> dict[str, list[str]]:
-        """See `LocalPlace.leftovers`. Of a shim that was killed, or cut off at its start, containerd leaves the socket."""
+        """See `LocalPlace.leftovers`. containerd leaves the sockets of shims that were killed."""
         found = super().leftovers()
         found.pop("shim sockets", None)
         return found

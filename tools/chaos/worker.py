@@ -55,7 +55,7 @@ class Streams:
     """What is read of one process, each byte told."""
 
     def __init__(self, worker: Worker, id: str, process: str, of: Any, reads: bool = True) -> None:
-        self._say, self._id, self._process = worker.teller.say, id, process
+        self._say, self._step, self._id, self._process = worker.teller.say, worker.step, id, process
         names = ("stdout", "stderr") if reads else ()
         self.open = {name: fifo for name in names if (fifo := getattr(of, name)) is not None}
         self.stdin = of.stdin
@@ -63,7 +63,8 @@ class Streams:
     def read(self, stream: str, most: int = BLOCK) -> bytes:
         """At least a byte, unless the end has come."""
         self._say("read", self._id, self._process, stream)
-        data: bytes = self.open[stream].read(min(most, BLOCK))
+        with self._step(self._id, "read"):
+            data: bytes = self.open[stream].read(min(most, BLOCK))
         self._say("got", self._id, self._process, stream, data)
         return data
 
@@ -83,12 +84,14 @@ class Streams:
         for start in range(0, len(data), STEP):
             block = data[start : start + STEP]
             self._say("write", self._id, self._process, len(block))
-            self.stdin.write(block)
+            with self._step(self._id, "write"):
+                self.stdin.write(block)
             self._say("wrote", self._id, self._process, len(block))
 
     def end_stdin(self) -> None:
         if self.stdin is not None:
-            self.stdin.close()
+            with self._step(self._id, "close stdin"):
+                self.stdin.close()
 
     def leave(self) -> None:
         """As a client goes whose streams end, though nobody tells the engine that there is no more to come."""
@@ -251,6 +254,9 @@ class Worker:
             streams.end_stdin()
             streams.rest()
             self.end(id, name, process)
+        except RefusedError:
+            self.teller.say("abandon", id, name)
+            raise
         finally:
             streams.close()
 
@@ -443,8 +449,8 @@ class Worker:
         end = time.monotonic() + 5
         while (more := self.open_now() - before) and time.monotonic() < end:
             time.sleep(0.01)
-        if self.given["kind"] != "local" and sum(more.values()) <= 2 and all(name.startswith("socket:") for name in more):
-            more.clear()  # gRPC has connected once more
+        if self.given["kind"] != "local" and sum(more.values()) <= 2:  # gRPC may have connected once more
+            more = Counter(name for name in more if not name.startswith("socket:"))
         self.client.close()
         self.teller.say("bye", [f"{name} ({count})" for name, count in more.items()], count)
 
