@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
 import zlib
 
 from libctrd import proc
@@ -18,6 +20,7 @@ TOP = "/sys/fs/cgroup"
 UNIFIED = "/sys/fs/cgroup/unified"
 """Where v2 is beside v1, on hosts that have both."""
 KILL_SECONDS = 5.0
+LOOK_SECONDS = 0.005
 
 
 def mark(root: str) -> str:
@@ -67,18 +70,29 @@ def remove(path: str) -> bool:
 def clear(path: str) -> None:
     """Kills whatever is left in the cgroup *path* and removes it: for one that is a single container's alone.
 
-    A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it.
+    A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it. What has
+    ended is in its cgroup until somebody has reaped it, and nothing says when: so it is tried again, for a while.
     """
-    for top in directories(path):
-        for directory, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
-                for pid in [int(line) for line in file]:
-                    _kill(pid)
-            if directory != top:
-                with contextlib.suppress(OSError):  # then neither can what it is in, and that is told
-                    os.rmdir(directory)
-    if not remove(path):
-        log.warning("the cgroup %s is not empty and was left behind", path)
+    end, pause = time.monotonic() + KILL_SECONDS, threading.Event()
+    while True:
+        for top in directories(path):
+            for directory, _, _ in os.walk(top, topdown=False):
+                _kill_all(directory)
+                if directory != top:
+                    with contextlib.suppress(OSError):  # then neither can what it is in, and that is told
+                        os.rmdir(directory)
+        if remove(path):
+            return
+        if time.monotonic() > end:
+            log.warning("the cgroup %s is not empty and was left behind", path)
+            return
+        pause.wait(LOOK_SECONDS)
+
+
+def _kill_all(directory: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
+        for pid in [int(line) for line in file]:
+            _kill(pid)
 
 
 def _kill(pid: int) -> None:
@@ -87,6 +101,7 @@ def _kill(pid: int) -> None:
         pidfd = proc.pidfd_open(pid)
         try:
             proc.pidfd_send_signal(pidfd, signal.SIGKILL)
+            thaw(pid)
             proc.wait_pidfd(pidfd, KILL_SECONDS)
         finally:
             os.close(pidfd)

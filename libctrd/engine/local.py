@@ -7,7 +7,6 @@ socket, the runtime's own state. So every process of this user sees every contai
 from __future__ import annotations
 
 import _socket as socket  # see `libctrd.engine.shim`
-import contextlib
 import os
 import threading
 from datetime import datetime, timezone
@@ -445,6 +444,7 @@ class LocalEngine(Latecomer, LocalOperations):
             return
         plain = not force and self._is_plain(id)
         retired = None if force else self._retire(id)
+        orphaned = False
         try:
             if retired is not None:
                 retired.end(plain)
@@ -459,6 +459,7 @@ class LocalEngine(Latecomer, LocalOperations):
             if retired is not None:
                 retired.ended()
             self._delete_orphan(id, where)
+            orphaned = True
         except BaseException:
             if retired is not None:
                 self._take_back(id, retired)
@@ -467,11 +468,8 @@ class LocalEngine(Latecomer, LocalOperations):
             starter = self._shims.get(id)
         if starter is not None:
             starter.gone.wait()
-        if force:
-            with contextlib.suppress(NotFoundError):
-                cgroup = self.record(id).cgroup
-                if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
-                    cgroups.clear(cgroup)
+        if force or orphaned:
+            self._clear_cgroup(id)
 
     def _is_plain(self, id: str) -> bool:
         try:

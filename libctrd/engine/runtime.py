@@ -207,7 +207,7 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
             starter.started()
         except RuntimeFailedError as error:
             said = error.output or str(error)
-            if (error.exit_code or 0) > _KILLED or any(word in said.lower() for word in _PASSING):
+            if (error.exit_code or 0) in _KILLED or any(word in said.lower() for word in _PASSING):
                 why = one_line(said)
                 raise UnavailableError(f"could not try the OCI runtime {path!r}: {why}: try again") from error
             return said
@@ -216,7 +216,7 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
         return "it starts programs that do not exist"
 
 
-_KILLED = 128  # above it: by a signal
+_KILLED = range(129, 193)  # by a signal
 _PASSING = tuple(
     os.strerror(number).lower()
     for number in (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
