@@ -30,13 +30,14 @@ from libctrd.errors import (
 )
 from libctrd.locks import Locks
 from libctrd.owning import Owners
+from libctrd.starting import chosen_spec
 from libctrd.state import Event
-from libctrd.stdio import DETACHED, PIPE
+from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
 from libctrd.telling import Telling
 
 if TYPE_CHECKING:
     from libctrd.images import Images
-    from libctrd.stdio import Callback, Choice, Stdio
+    from libctrd.stdio import Callback, Choice, Stream
 
 
 CONFIG = "config.json"
@@ -145,6 +146,54 @@ class Client(Telling):
             container._created_here = True
             self._register(container)
             return container
+
+    def container(
+        self,
+        args: Sequence[str] | None = None,
+        *,
+        rootfs: str | os.PathLike[str] | None = None,
+        image: str | None = None,
+        spec: dict[str, Any] | None = None,
+        id: str | None = None,
+        stdin: Stream | None = None,
+        stdout: Stream | None = None,
+        stderr: Stream | None = None,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        drain_timeout: float | None = None,
+        runtime: str | None = None,
+        runtime_args: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> Container:
+        """Creates a container and starts it, as ``subprocess.Popen`` does with a process; the arguments are `run`'s.
+
+        As a context manager it is killed, if it still runs, and cleaned at the end of the block. *stdin* is `NULL` and
+        *stdout* and *stderr* are `INHERIT` unless they say otherwise: with `PIPE` they are read and written here.
+        *text*, *encoding* and *errors* are as in `Container.start`. Raises what `create` and `Container.start` raise;
+        then nothing is left.
+        """
+        wanted = chosen_spec(args, rootfs, image, spec, settings)
+        streams = Stdio(
+            NULL if stdin is None else stdin,
+            INHERIT if stdout is None else stdout,
+            INHERIT if stderr is None else stderr,
+        )
+        container = self.create(
+            id or ids.generate(),
+            wanted if wanted is not None else self.images.spec(image or "", args, **settings),
+            runtime=runtime,
+            runtime_args=tuple(runtime_args),
+            labels=labels,
+            image=image or "",
+        )
+        try:
+            container.start(streams, drain_timeout=drain_timeout, text=text, encoding=encoding, errors=errors)
+        except BaseException:
+            container.clean(force=True)
+            raise
+        return container
 
     def _claim(self, id: str) -> tuple[int, str]:
         """Makes the directory of a new container; returns its lock and its path.

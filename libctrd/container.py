@@ -10,14 +10,15 @@ import contextlib
 import os
 import threading
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from libctrd import directory as directories
 from libctrd import ids, proc, starting
 from libctrd import spec as specs
-from libctrd._checks import seconds_of, terminal_size
+from libctrd._checks import seconds_of
+from libctrd.asking import Asking, absolute
 from libctrd.changes import Changes
-from libctrd.engine.base import ProcessSnapshot, Record, Unattended, started_already
+from libctrd.engine.base import Record, Unattended
 from libctrd.errors import (
     ClosedError,
     CtrdError,
@@ -26,25 +27,25 @@ from libctrd.errors import (
     NotFoundError,
     UnavailableError,
 )
+from libctrd.locks import Milestone
 from libctrd.process import Process
-from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Stats, Status
+from libctrd.state import INIT, ContainerInfo, ExitStatus, StateInfo, Status
 from libctrd.stdio import PIPE
 
 if TYPE_CHECKING:
-    import io
     import signal
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from libctrd.client import Client
-    from libctrd.fifo import Fifo
+    from libctrd.logs import Entries
     from libctrd.relay import Buffer
-    from libctrd.stdio import Callback, Choice, Stdin, Stdio
+    from libctrd.stdio import Callback, Choice, Stdio, Text
 
 
 _SIGKILL = 9
 
 
-class Container:
+class Container(Asking):
     """A container of a client. Made by `Client.create` and `Client.get`, never directly."""
 
     def __init__(self, client: Client, record: Record) -> None:
@@ -59,23 +60,13 @@ class Container:
         self._exit: ExitStatus | None = None
         self._oom_killed = False
         self._changes = Changes(record.id)
-        self._finished = threading.Event()  # ended, read to the end, and cleaned where that is ours to do
-        self._notified = threading.Event()  # and its listeners were told: the exit notifier (C11)
+        self._finished = Milestone()  # ended, read to the end, and cleaned where that is ours to do
+        self._notified = Milestone()  # and its listeners were told: the exit notifier (C11)
 
     def __repr__(self) -> str:
         return f"<Container {self.id!r} of {self._client.address}>"
 
     # ---- what it is ----------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return self._record.id
-
-    @property
-    def bundle(self) -> str:
-        """Its directory: ``config.json`` and the fifos lie in it."""
-        return self._record.bundle
 
     @property
     def created_at(self) -> datetime:
@@ -132,20 +123,23 @@ class Container:
     # ---- streams -------------------------------------------------------------------------------------------------
 
     @property
-    def stdin(self) -> Stdin | None:
-        """Its standard input when it was started with `PIPE`, to be written and closed."""
+    def stdin(self) -> Any:
+        """Its standard input when it was started with `PIPE`: a `Stdin`, to be written and closed, or ``None``.
+
+        With ``text=True`` it is an `io.TextIOWrapper`, as `stdout` and `stderr` are then.
+        """
         init = self._processes.get(INIT)
         return init.stdin if init is not None else None
 
     @property
-    def stdout(self) -> Fifo | io.BytesIO | None:
-        """Its standard output when it was started with `PIPE`. With a terminal all output is here."""
+    def stdout(self) -> Any:
+        """Its standard output when it was started with `PIPE`, a `Fifo`; else ``None``. All output, with a terminal."""
         init = self._processes.get(INIT)
         return init.stdout if init is not None else None
 
     @property
-    def stderr(self) -> Fifo | io.BytesIO | None:
-        """Its standard error when it was started with `PIPE`. With a terminal it reads as empty (C13)."""
+    def stderr(self) -> Any:
+        """Its standard error when it was started with `PIPE`, a `Fifo`; else ``None``. Empty with a terminal (C13)."""
         init = self._processes.get(INIT)
         return init.stderr if init is not None else None
 
@@ -177,19 +171,28 @@ class Container:
         *,
         unattended: Unattended = "hold",
         log: str | None = None,
+        log_format: Literal["raw", "json"] = "raw",
+        log_size: int = 0,
+        log_files: int = 1,
         drain_timeout: float | None = None,
         auto_remove: bool = False,
         checkpoint: str | None = None,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
     ) -> int:
         """Starts it; returns the system pid of ``init``.
 
         *stdio* says what becomes of its streams: `PIPE`, `INHERIT`, `NULL`, `DETACHED`, a `Stdio`, or a function that
         is called with an `IOPipe` before the engine is asked (C6). *unattended* says what becomes of output while no
-        client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*).
+        client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*, as it
+        comes or with *log_format* ``json`` as lines with a time each; after *log_size* bytes, 0 for never, the file
+        becomes ``FILE.1``, and *log_files* such old ones are kept; `logs` reads them).
         *drain_timeout* is how many seconds after the end output is waited for that some other process keeps open;
         ``None`` is for as long as it takes (C28). *auto_remove* is for a detached container whose output is drained:
         it goes by itself once it has ended, without a client. *checkpoint* is the directory of a checkpoint to go on
-        from, as `checkpoint` has written it.
+        from, as `checkpoint` has written it. *text*, or an *encoding* (UTF-8 else) or *errors*, makes `stdin`, `stdout`
+        and `stderr` streams of str, as in `subprocess`.
 
         Raises what the callback, the engine or a listener raised; then nothing of the start is left, and a container
         that this client created is cleaned. Source: C6, C8.
@@ -198,19 +201,24 @@ class Container:
             raise InvalidArgumentError(f"unattended={unattended!r} is not known: say 'hold', 'discard' or 'log'")
         if (unattended == "log") != (log is not None):
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
+        log_file = None
         if log is not None:
-            log = _path(log, "log")
+            from libctrd import logs  # not at every start
+
+            log_file = logs.wanted(absolute(log, "log"), log_format, log_size, log_files)
         seconds_of(drain_timeout, "drain_timeout=")
+        as_text = _text(text, encoding, errors)
         client = self._client
         with client._locked(self.id):
             init = starting.launch(
                 self,
                 stdio,
                 unattended=unattended,
-                log_file=log or "",
+                log_file=log_file,
                 drain_timeout=drain_timeout,
                 auto_remove=auto_remove and not directories.clean_disabled(),
-                checkpoint=_path(checkpoint, "checkpoint") if checkpoint is not None else "",
+                checkpoint=absolute(checkpoint, "checkpoint") if checkpoint is not None else "",
+                text=as_text,
             )
             try:
                 init.began()
@@ -238,14 +246,44 @@ class Container:
         Raises `DeadlineError` after *timeout* seconds, `NotFoundError` when there is no such container,
         `InvalidArgumentError` when it was never started, `ClosedError` when its client is closed first.
         """
-        told = self
-        if self._exit is None and not self._processes and not self._owned:
-            self._require_started()
-            told = self._client._watch(self)
+        told = self._told()
         # A listener may wait for the container that it is being told of: for it, that it is cleaned is enough.
         done = told._finished if self._client._is_telling(self.id) else told._notified
         if not done.wait(timeout):
             raise DeadlineError(f"container {self.id!r} did not end within {timeout:g} s")
+        return self._ended(told)
+
+    def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Writes *input* to its stdin and closes that, gathers its output, and waits for its end, as `wait` does.
+
+        Returns stdout and stderr: bytes, with ``text=True`` str, ``None`` for what was not started with `PIPE`. Raises
+        `DeadlineError` after *timeout* seconds, and then it runs on and nothing is lost: call it again, without input.
+        `InvalidArgumentError` when this client has not started it.
+        """
+        init = self._processes.get(INIT)
+        if init is None:
+            raise InvalidArgumentError(f"container {self.id!r} was not started by this client: attach to it first")
+        return init._communicate(self.wait, input, timeout)
+
+    def logs(self, *, follow: bool = False, since: datetime | None = None, tail: int | None = None) -> Entries:
+        """What its log holds, line by line, the files that were kept first: of one that was started with *log*.
+
+        *follow* goes on until it has ended. *since* leaves out what is older, *tail* all but the last so many lines.
+        Raises `NotFoundError` when it has no log, `InvalidArgumentError` for *since* with a raw one: that has no times.
+        """
+        from libctrd import logs  # the rare case
+
+        return logs.Entries(self, follow=follow, since=since, tail=tail)
+
+    def _told(self) -> Container:
+        """The object that hears of its end: itself in the client that started it."""
+        if self._exit is not None or self._processes or self._owned:
+            return self
+        self._require_started()
+        return self._client._watch(self)
+
+    def _ended(self, told: Container) -> ExitStatus:
+        """How it ended, once *told* was told."""
         if told._exit is None:
             raise ClosedError(f"the client of container {self.id!r} was closed before it ended: get it from another")
         self._exit = told._exit
@@ -299,13 +337,16 @@ class Container:
         name: str | None = None,
         terminal: bool = False,
         drain_timeout: float | None = None,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
         **settings: Any,
     ) -> Process:
         """Starts a further process in it (C21); returns it.
 
-        *stdio* is as in `start`. *name* is its name, a fresh one when there is none. *settings* are the caller's own
-        for it, each else the container's: ``env`` (in the place of the container's), ``cwd``, ``user``,
-        ``capabilities``, ``rlimits``, ``apparmor``, ``selinux``, ``no_new_privileges``.
+        *stdio*, *text*, *encoding* and *errors* are as in `start`. *name* is its name, a fresh one when there is none.
+        *settings* are the caller's own for it, each else the container's: ``env`` (in the place of the container's),
+        ``cwd``, ``user``, ``capabilities``, ``rlimits``, ``apparmor``, ``selinux``, ``no_new_privileges``.
 
         Raises `NotFoundError` when the container is not running, `AlreadyExistsError` for a name that is in use,
         `InvalidArgumentError` for settings that cannot be, and what the callback or the engine raised; then nothing of
@@ -313,11 +354,12 @@ class Container:
         """
         name = ids.generate() if name is None else ids.check(name)
         seconds_of(drain_timeout, "drain_timeout=")
+        as_text = _text(text, encoding, errors)
         with self._client._locked(self.id):
             self._require_running()
             told = self._client._watch(self)
             wanted = specs.further(self.spec(), args, terminal=terminal, **settings)
-            return starting.add(told, name, wanted, stdio, drain_timeout)
+            return starting.add(told, name, wanted, stdio, drain_timeout, as_text)
 
     def attach(
         self,
@@ -348,62 +390,6 @@ class Container:
         if process is None:
             raise NotFoundError(f"container {self.id!r} has no process {name!r} of this client")
         return process
-
-    def processes(self) -> list[ProcessSnapshot]:
-        """Its processes by name, ``init`` first, those that have ended and were not collected included: all that the
-        engine knows of. None of one that was not started. Takes no lock.
-        """
-        return self._client._engine.processes(self.id)
-
-    def pids(self) -> list[int]:
-        """The system pids of all processes in it. Takes no lock (C18)."""
-        self._require_running()
-        return self._client._engine.pids(self.id)
-
-    def stats(self) -> Stats:
-        """What it uses at this moment. Takes no lock (C18)."""
-        self._require_running()
-        return self._client._engine.stats(self.id)
-
-    def update(self, resources: Mapping[str, Any]) -> None:
-        """Sets limits while it runs: *resources* holds what changes, as ``linux.resources`` of an OCI spec (C20)."""
-        checked = specs.check_resources(resources)
-        with self._client._locked(self.id):
-            self._require_running()
-            self._client._engine.update(self.id, checked)
-
-    def checkpoint(self, path: str, *, leave_running: bool = False) -> None:
-        """Writes its state into the directory *path*, which is made, with CRIU; ends it unless *leave_running* (C20).
-
-        Open TCP connections and external unix sockets are allowed. ``start(checkpoint=path)`` of a container of the
-        same spec goes on from there, with pipes of its own if this one has any. What `exec` started is no part of
-        it. Raises `RuntimeFailedError` with what the runtime said; it runs on then.
-        """
-        path = _path(path, "checkpoint")
-        with self._client._locked(self.id):
-            self._require_running()
-            self._client._engine.checkpoint(self.id, path, leave_running)
-
-    def checkpoints(self, directory: str | None = None) -> list[str]:
-        """The paths of the checkpoints in *directory*; without one in ``checkpoints`` of its bundle (C20).
-
-        Raises `NotFoundError` when there is no such directory.
-        """
-        where = os.path.join(self.bundle, "checkpoints") if directory is None else _path(directory, "directory")
-        return directories.subdirectories(where)
-
-    def delete_checkpoint(self, path: str) -> None:
-        """Removes the checkpoint in the directory *path*, and all in it. One that is not there is success (C20)."""
-        directories.remove_tree(_path(path, "path"))
-
-    def resize(self, width: int, height: int) -> None:
-        """Sets the size of its terminal, in characters (C20)."""
-        terminal_size(width, height)
-        if not self._record.terminal:
-            raise InvalidArgumentError(f"container {self.id!r} has no terminal that could be resized")
-        with self._client._locked(self.id):
-            self._require_running()
-            self._client._engine.resize(self.id, INIT, width, height)
 
     def pause(self, timeout: float | None = None) -> None:
         """Freezes it; returns once the event of it has come and listeners were told (C20). *timeout* in seconds."""
@@ -468,31 +454,22 @@ class Container:
             with contextlib.suppress(OSError):  # there still are some
                 os.rmdir(self.bundle)
 
-    # ---- what must hold ------------------------------------------------------------------------------------------
+    # ---- a block -------------------------------------------------------------------------------------------------
 
-    def _require_not_started(self) -> None:
-        if self._processes or self._exit is not None:
-            raise started_already(self.id)
+    def __enter__(self) -> Container:
+        return self
 
-    def _require_started(self) -> None:
-        if self._client._engine.snapshot(self.id).status == "created":
-            raise InvalidArgumentError(f"container {self.id!r} was not started: start it first")
-
-    def _require_running(self) -> None:
-        """One that needs a running process is refused before the engine is asked (C20)."""
-        if self._exit is None and self._processes:
-            return
-        if self._exit is None:
-            status = self._client._engine.snapshot(self.id).status
-            if status in ("running", "paused"):
-                return
-            if status == "created":
-                self._require_started()
-        raise NotFoundError(f"container {self.id!r} is not running any more")
+    def __exit__(self, *_: object) -> None:
+        """At the end of the block it is killed if it still runs, and cleaned; its pipes are closed."""
+        self.clean(force=True)
+        init = self._processes.get(INIT)
+        if init is not None:
+            init.streams.pipe.close()
 
 
-def _path(given: str, what: str) -> str:
-    """*given* made absolute."""
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise InvalidArgumentError(f"{what}={given!r} is no path")
-    return os.path.abspath(given)
+def _text(text: bool, encoding: str | None, errors: str | None) -> Text | None:
+    if not text and encoding is None and errors is None:
+        return None
+    from libctrd import text as texts  # not at every start
+
+    return texts.wanted(text, encoding, errors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from typing import Final
+from typing import Any, Final
 
 
 class CtrdError(Exception):
@@ -56,9 +56,7 @@ class RuntimeFailedError(CtrdError):
 class ExitError(CtrdError):
     """A container ended with an exit code that is not 0, and the caller had asked to be told so (``check=True``)."""
 
-    def __init__(
-        self, message: str = "", *, exit_code: int, stdout: bytes | None = None, stderr: bytes | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, exit_code: int, stdout: Any = None, stderr: Any = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.stdout = stdout

@@ -219,8 +219,9 @@ class EventStream:
     bounded, and it is told that events are missing rather than left to believe it saw them all.
     """
 
-    def __init__(self, on_close: Callable[[EventStream], None]) -> None:
+    def __init__(self, on_close: Callable[[EventStream], None], on_change: Callable[[], None] = lambda: None) -> None:
         self._on_close = on_close
+        self._on_change = on_change  # called without the lock whenever `get_nowait` may have something new to say
         self._changed = threading.Condition()
         self._events: deque[tuple[str, StateInfo]] = deque()
         self._closed = False
@@ -234,6 +235,7 @@ class EventStream:
             elif not self._overrun and not self._closed:
                 self._events.append((id, info))
             self._changed.notify_all()
+        self._on_change()
 
     def get(self, timeout: float | None = None) -> tuple[str, StateInfo]:
         """The next event: the container's id and what happened.
@@ -246,11 +248,23 @@ class EventStream:
                 raise DeadlineError(f"no event came within {timeout:g} s")
             if self._events:
                 return self._events.popleft()
-            overrun = self._overrun and not self._closed
-        if not overrun:
-            raise ClosedError("this stream of events is closed")
+        raise self._over()
+
+    def get_nowait(self) -> tuple[str, StateInfo] | None:
+        """The next event, ``None`` when there is none yet. Raises as `get` does."""
+        with self._changed:
+            if self._events:
+                return self._events.popleft()
+            if not self._closed and not self._overrun:
+                return None
+        raise self._over()
+
+    def _over(self) -> CtrdError:
+        """Why no event comes any more."""
+        if not self._overrun or self._closed:
+            return ClosedError("this stream of events is closed")
         self.close()
-        raise UnavailableError(
+        return UnavailableError(
             f"this stream fell more than {STREAM_LIMIT} events behind and missed some: read it faster"
         )
 
@@ -259,6 +273,7 @@ class EventStream:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._on_change()
         self._on_close(self)
 
     def __iter__(self) -> Iterator[tuple[str, StateInfo]]:

@@ -1,12 +1,14 @@
-"""A lock for each of any number of names, which exists while somebody holds it or waits for it."""
+"""What threads wait for: a lock for each of any number of names, and something that happens once."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
 
 
 class Locks:
-    """Locks by name. Each may be taken again by the thread that holds it."""
+    """Locks by name, each there while somebody holds it or waits for it. Who holds one may take it again."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -67,3 +69,34 @@ class _Hold:
             counted.users -= 1
             if not counted.users:
                 del locks._locks[self._name]
+
+
+class Milestone(threading.Event):
+    """An event that is never cleared and can call back.
+
+    No call is lost or made twice, without a lock: `set` raises the flag and then makes the calls, `when_set` adds a
+    call and then looks at the flag, so at least one of the two makes it, and a deque gives each away once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: deque[Callable[[], None]] = deque()
+
+    def set(self) -> None:
+        """It has happened. The calls are made by this thread: they must not wait for anything, and not raise."""
+        super().set()
+        self._make_calls()
+
+    def when_set(self, call: Callable[[], None]) -> None:
+        """Makes *call* once it has happened: by the thread that says so, or at once by this one."""
+        self._calls.append(call)
+        if self.is_set():
+            self._make_calls()
+
+    def _make_calls(self) -> None:
+        while self._calls:
+            try:
+                call = self._calls.popleft()
+            except IndexError:
+                return  # another thread was quicker
+            call()

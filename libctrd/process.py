@@ -5,11 +5,10 @@ It holds no lock of its own: everything is changed under the container's.
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from libctrd import proc, reactor, stdio
-from libctrd._checks import terminal_size
+from libctrd import proc, reactor, relay, stdio
+from libctrd._checks import seconds_of, terminal_size
 from libctrd._log import log
 from libctrd.errors import (
     ClosedError,
@@ -19,17 +18,18 @@ from libctrd.errors import (
     NotFoundError,
     UnavailableError,
 )
+from libctrd.locks import Milestone
 from libctrd.state import INIT, ExitStatus
-from libctrd.stdio import Stdin
 
 if TYPE_CHECKING:
-    import io
     import signal
+    from collections.abc import Callable
 
     from libctrd.container import Container
     from libctrd.engine.base import Ends
     from libctrd.fifo import Fifo
     from libctrd.stdio import Callback, Choice, Stdio
+    from libctrd.text import Talk
 
 
 _SIGKILL = 9
@@ -62,12 +62,13 @@ class Process:
         self._container = container
         self._started = False
         self._close_pending = False
+        self._talk: Talk | None = None
         self._ends: Ends | None = None  # of streams that this client came to later
         self.came_later = False
         """Another client has started it, and its end is that client's to clean, unless this one has restored it."""
         self._drained = False  # its output has come to its end
-        self._finished = threading.Event()  # and it is cleaned
-        self._notified = threading.Event()  # and listeners were told
+        self._finished = Milestone()  # and it is cleaned
+        self._notified = Milestone()  # and listeners were told
 
     def __repr__(self) -> str:
         return f"<Process {self.name!r} of container {self._container.id!r}>"
@@ -75,20 +76,50 @@ class Process:
     # ---- for its user --------------------------------------------------------------------------------------------
 
     @property
-    def stdin(self) -> Stdin | None:
-        """Its standard input when it was started with `PIPE`, to be written and closed."""
-        stdin = self.streams.pipe.stdin
-        return stdin if isinstance(stdin, Stdin) else None
+    def stdin(self) -> Any:
+        """Its standard input when it was started with `PIPE`: a `Stdin`, to be written and closed, or ``None``.
+
+        With ``text=True`` it is an `io.TextIOWrapper`, as `stdout` and `stderr` are then.
+        """
+        return self._stream("stdin")
 
     @property
-    def stdout(self) -> Fifo | io.BytesIO | None:
-        """Its standard output when it was started with `PIPE`. With a terminal all output is here."""
-        return self.streams.pipe.stdout
+    def stdout(self) -> Any:
+        """Its standard output when it was started with `PIPE`, a `Fifo`; else ``None``. All output, with a terminal."""
+        return self._stream("stdout")
 
     @property
-    def stderr(self) -> Fifo | io.BytesIO | None:
-        """Its standard error when it was started with `PIPE`. With a terminal it reads as empty (C13)."""
-        return self.streams.pipe.stderr
+    def stderr(self) -> Any:
+        """Its standard error when it was started with `PIPE`, a `Fifo`; else ``None``. Empty with a terminal (C13)."""
+        return self._stream("stderr")
+
+    def _stream(self, name: str) -> Any:
+        if self.streams.text is None:
+            return getattr(self.streams.pipe, name)
+        from libctrd import text  # not at every start
+
+        return text.stream(self.streams, name)
+
+    def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Writes *input* to its stdin and closes that, gathers its output, and waits for its end.
+
+        Returns stdout and stderr: bytes, with ``text=True`` str, ``None`` for what was not started with `PIPE`. Raises
+        `DeadlineError` after *timeout* seconds, and then it runs on and nothing is lost: call it again, without input.
+        The rest is as for `wait`.
+        """
+        return self._communicate(self.wait, input, timeout)
+
+    def _communicate(
+        self, wait: Callable[[float | None], ExitStatus], input: bytes | str | None, timeout: float | None
+    ) -> tuple[Any, Any]:
+        from libctrd import text  # not at every start
+
+        seconds_of(timeout, "timeout=")
+        if self._talk is None:
+            self._talk = text.Talk(self, text.encoded(input, self.streams.text) if input is not None else b"")
+        elif input is not None:
+            raise InvalidArgumentError("communicate() has sent an input before: call it again without one")
+        return self._talk.finish(wait, timeout)
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Waits until it has ended, its output has come to its end and listeners were told; returns how it ended (C28).
@@ -100,9 +131,14 @@ class Process:
         done = self._finished if container._client._is_telling(container.id) else self._notified
         if not done.wait(timeout):
             raise DeadlineError(f"process {self.name!r} of container {container.id!r} did not end within {timeout:g} s")
+        return self._ended()
+
+    def _ended(self) -> ExitStatus:
+        """How it ended, once that was told."""
         if self.status is None:
             raise ClosedError(
-                f"process {self.name!r} of container {container.id!r} was detached, or its client closed, while it ran"
+                f"process {self.name!r} of container {self._container.id!r} was detached, or its client closed, "
+                "while it ran"
             )
         return self.status
 
@@ -153,7 +189,8 @@ class Process:
         this object that another client's process has ends with `ClosedError`. Idempotent.
         """
         container = self._container
-        for pump in self.streams.pumps:
+        gathered, self.streams.gathered = self.streams.gathered, {}
+        for pump in (*self.streams.pumps, *gathered.values()):
             pump.finish()
         for pump in self.streams.pumps:
             pump.wait(DETACH_SECONDS)
@@ -194,7 +231,10 @@ class Process:
 
     def began(self) -> None:
         """It runs: a close of stdin that came before is told now (C7), and the relay may begin."""
-        self.streams.begin()
+        streams = self.streams
+        if streams.pumps or not {*streams.chosen} <= {stdio.PIPE, stdio.NULL, stdio.DETACHED}:
+            relay.prepare_to_call()  # now, when it can be refused: not when the end is there and somebody waits for it
+        streams.begin()
         self._started = True
         if self._close_pending:
             self._tell_close_stdin()

@@ -1,14 +1,19 @@
-"""The order of a start: of a container (C6), and of a further process in one (C21). Both run under its lock."""
+"""The order of a start: of a container (C6), and of a further process in one (C21). Both run under its lock.
+
+And what shall start, as `run` and `Client.container` are told it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from libctrd import spec as specs
 from libctrd._checks import one_line
 from libctrd._log import log
-from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
+from libctrd.engine.base import CreateRequest, ExecRequest, Log, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
     CtrdError,
@@ -18,7 +23,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT
-from libctrd.stdio import Callback, Choice, Stdio
+from libctrd.stdio import Callback, Choice, Stdio, Text
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -36,16 +41,18 @@ def launch(
     streams: Choice | Stdio | Callback,
     *,
     unattended: Unattended,
-    log_file: str,
+    log_file: Log | None,
     drain_timeout: float | None,
     auto_remove: bool,
     checkpoint: str,
+    text: Text | None,
 ) -> Process:
     """Starts the container, up to its report, in the order of C6."""
     client = container._client
     client._check_open()
     container._require_not_started()
     init = Process(container, INIT, container._record.terminal, streams, drain_timeout)
+    init.streams.text = text
     if auto_remove and (not init.streams.left_to_others or unattended == "hold"):
         raise InvalidArgumentError(
             "auto_remove=True is for stdio=DETACHED with unattended='discard' or 'log': "
@@ -75,6 +82,10 @@ def launch(
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )
+        if log_file is not None:
+            from libctrd import logs  # not at every start
+
+            logs.remember(container, log_file)
         asked = True
         pid = client._engine.create(request)
     except BaseException as error:
@@ -93,6 +104,8 @@ def launch(
                 log.warning("container %s could not be started, and not be cleaned: %s", container.id, left)
                 client._forget(container)
         else:
+            if log_file is not None:
+                logs.forget(container)
             client._engine.unclaim(container._record)
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there
@@ -111,6 +124,7 @@ def add(
     settings: dict[str, Any],
     streams: Choice | Stdio | Callback,
     drain_timeout: float | None,
+    text: Text | None,
 ) -> Process:
     """Starts a further process in the order of C21. A failed start leaves no fifo; a failing callback ends it.
 
@@ -121,6 +135,7 @@ def add(
     if name == INIT or name in container._processes:  # `init` may be another client's
         raise AlreadyExistsError(f"container {container.id!r} has a process {name!r} already: choose another name")
     process = Process(container, name, bool(settings["terminal"]), streams, drain_timeout)
+    process.streams.text = text
     if not process.streams.left_to_others:
         client._owners.take(container._record, name)
     try:
@@ -154,3 +169,22 @@ def _fifos(process: Process, container: Container) -> dict[str, str]:
     if process.terminal:
         names.append("stderr")
     return {name: fifo_path(container.bundle, process.name, name) for name in names}
+
+
+def chosen_spec(
+    args: Sequence[str] | None,
+    rootfs: str | os.PathLike[str] | None,
+    image: str | None,
+    spec: dict[str, Any] | None,
+    settings: dict[str, Any],
+) -> dict[str, Any] | None:
+    """What shall run, as `run` is told it; ``None`` when the image has to be asked. Raises `InvalidArgumentError`."""
+    if (spec is not None) + (rootfs is not None) + (image is not None) != 1:
+        raise InvalidArgumentError("give one of: a spec; args and the rootfs to run them on; an image")
+    if rootfs is not None:
+        if args is None:
+            raise InvalidArgumentError("give the args to run on that rootfs")
+        return specs.default(args, os.fspath(rootfs), **settings)
+    if image is None and (settings or args is not None):
+        raise InvalidArgumentError(f"{', '.join(settings) or 'args'}: these belong into the spec that was given")
+    return spec

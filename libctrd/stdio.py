@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from libctrd import _checks, reactor, relay
 from libctrd._checks import fd_of
@@ -27,7 +27,6 @@ DISCARD_SECONDS = 3.0
 GROWN = 1 << 20
 """Bytes of a pipe that is grown where that is free: it moves several times what one of 64 KiB does."""
 
-
 STREAMS = ("stdin", "stdout", "stderr")
 """The names of the three, in their order."""
 OUTPUTS = STREAMS[1:]
@@ -41,6 +40,7 @@ class Choice(enum.Enum):
     NULL = "NULL"
     DETACHED = "DETACHED"
     CAPTURE = "CAPTURE"
+    GATHER = "GATHER"  # what `PIPE` is to an event loop: the relay reads ahead
 
     def __repr__(self) -> str:
         return self.value
@@ -55,6 +55,13 @@ NULL = Choice.NULL
 DETACHED = Choice.DETACHED
 """A fifo that no one of this process holds: another client may attach; until then the shim does as it was told. A
 container whose streams are all that, or `NULL` beside it, is not cleaned by the client that started it."""
+
+
+class Text(NamedTuple):
+    """How streams are read and written as text."""
+
+    encoding: str
+    errors: str
 
 
 class HasFileno(Protocol):
@@ -218,6 +225,10 @@ class Stdin:
         """The descriptor, for ``select``; ready for writing is meant only once `connected`."""
         return self._fifo.fileno()
 
+    def wait_connected(self, timeout: float | None = None) -> None:
+        """Waits until the reader has come. Raises as `Fifo.wait_connected`."""
+        self._fifo.wait_connected(timeout)
+
     def flush(self) -> None:
         """Nothing is ever kept back; here for those who expect a file."""
 
@@ -287,6 +298,9 @@ class Streams:
         self.pumps: list[relay.Pump] = []
         self.delivering: dict[str, relay.Pump] = {}
         self.captured: dict[str, relay.Buffer] = {}
+        self.gathered: dict[str, relay.Buffer] = {}
+        self.text: Text | None = None
+        self.wrapped: dict[str, Any] = {}  # what makes text of each, or an event loop reads of it
         self._stdin_pump: relay.Pump | None = None
         self._given_up: set[str] = set()
 
@@ -320,14 +334,18 @@ class Streams:
     @property
     def read_by_caller(self) -> bool:
         """Does the caller read some of the output himself?"""
-        return any(isinstance(fifo, Fifo) and not fifo.closed for fifo in (self.pipe.stdout, self.pipe.stderr))
+        fifos = (self.pipe.stdout, self.pipe.stderr)
+        return any(isinstance(fifo, Fifo) and not fifo.closed for fifo in fifos) or any(
+            not pump.done for pump in self.gathered.values()
+        )
 
     @property
     def let_go(self) -> set[str]:
         """The outputs that this process had an end of and takes nothing from any more, though it may not have ended."""
         ends = {"stdout": self.pipe.stdout, "stderr": self.pipe.stderr}
         had = {name for name, end in ends.items() if isinstance(end, Fifo) and end.closed}
-        return had - {*self.delivering, *self.captured} | had & self._given_up  # what the relay has is closed for us
+        relayed = {*self.delivering, *self.captured, *self.gathered}  # what the relay has is closed for us
+        return had - relayed | had & self._given_up
 
     def _grow(self) -> None:
         if growing_is_free():  # what the caller reads himself; the relay grows what it moves
@@ -353,8 +371,6 @@ class Streams:
     def begin(self) -> None:
         """Lets the relay move what goes elsewhere. Called when the process runs: what a failed start says stays put."""
         stdin, stdout, stderr = self.chosen
-        if self.pumps or any(choice not in (PIPE, NULL, DETACHED) for choice in self.chosen):
-            relay.prepare_to_call()  # now, when it can be refused: not when the end is there and somebody waits for it
         if isinstance(self.pipe.stdin, Stdin) and stdin is not PIPE:
             source = sys.__stdin__.fileno() if stdin is INHERIT and sys.__stdin__ else stdin
             self._stdin_pump = self.pipe.stdin.feed(source if isinstance(source, int) else 0)
@@ -362,13 +378,21 @@ class Streams:
             fifo = getattr(self.pipe, name)
             if not isinstance(fifo, Fifo) or choice is PIPE:
                 continue
-            if choice is Choice.CAPTURE:
+            if choice is Choice.GATHER:
+                self.gathered[name] = relay.buffer(fifo)
+            elif choice is Choice.CAPTURE:
                 self.captured[name] = relay.buffer(fifo, limit=None)
                 self.pumps.append(self.captured[name])
             else:
                 fd = choice if isinstance(choice, int) else own
                 self.delivering[name] = relay.copy(fifo, fd, on_sink_error="drain", close_sink=False)
                 self.pumps.append(self.delivering[name])
+
+    def collect(self, name: str, fifo: Fifo) -> relay.Buffer:
+        """Gathers from now on all that comes of an output that the caller has read himself until now."""
+        self.captured[name] = pump = relay.buffer(fifo, limit=None)
+        self.pumps.append(pump)
+        return pump
 
     def all_pumps(self) -> list[relay.Pump]:
         """Whatever the relay moves for this process."""
@@ -385,7 +409,7 @@ class Streams:
     def close(self) -> None:
         """Closes everything at once: the start has failed."""
         self._given_up.update(OUTPUTS)
-        for pump in self.all_pumps():
+        for pump in (*self.all_pumps(), *self.gathered.values()):
             pump.cancel()
         if isinstance(self.pipe.stdin, Stdin):
             self.pipe.stdin.drop()
@@ -406,7 +430,7 @@ class Streams:
         for fifo in (self.pipe.stdout, self.pipe.stderr):
             if isinstance(fifo, Fifo) and not fifo.closed:
                 fifo.no_more_writers()
-        for pump in self.pumps:
+        for pump in (*self.pumps, *self.gathered.values()):
             pump.no_more_writers()
 
     def when_ended(self, drain_timeout: float | None, call: Callable[[], None]) -> None:
@@ -426,21 +450,25 @@ class _Ends:
         self._call = call
         self._pumps = streams.pumps
         fifos = [f for f in (streams.pipe.stdout, streams.pipe.stderr) if isinstance(f, Fifo) and not f.at_end]
-        self._left = 1 + len(fifos) + len(self._pumps)  # one for us: nothing may fire before all are counted
+        gathered = list(streams.gathered.values())
+        # One for us: nothing may fire before all are counted.
+        self._left = 1 + len(fifos) + len(gathered) + len(self._pumps)
         self._hung: dict[int, bool] = {}
         self._timer: reactor.Timer | None = None
         for fifo in fifos:
-            self._await_hang_up(fifo)
+            self._await_hang_up(lambda fifo=fifo: os.dup(fifo.fileno()))  # type: ignore[misc]
+        for buffer in gathered:
+            self._await_hang_up(buffer.duplicate)
         for pump in self._pumps:
             pump.on_done(lambda _: self._ended())
         if drain_timeout is not None and self._left > 1:
             self._timer = reactor.shared().later(drain_timeout, self._too_long)
         self._ended()
 
-    def _await_hang_up(self, fifo: Fifo) -> None:
-        """A duplicate is watched, so that it does not matter when the caller closes his."""
+    def _await_hang_up(self, duplicate: Callable[[], int]) -> None:
+        """A duplicate is watched, so that it does not matter when the caller, or the relay, closes his."""
         try:
-            fd = os.dup(fifo.fileno())
+            fd = duplicate()
         except (CtrdError, OSError):
             self._ended()  # closed meanwhile: that is its end
             return

@@ -49,7 +49,9 @@ class Telling:
 
         Iterate it, or call its ``get(timeout)``; close it (it is a context manager) to end the iteration.
         """
-        stream = EventStream(self._end_stream)
+        return self._stream(EventStream(self._end_stream))
+
+    def _stream(self, stream: EventStream) -> EventStream:
         with self._guard:
             self._streams = [*self._streams, stream]
         return stream

@@ -19,7 +19,7 @@ cdef take_source(Pump pump, source):
 
 cdef take_ahead(pump_t *p, Fifo source):
     """What the fifo has read ahead goes first."""
-    cdef bytes ahead = source._ahead
+    cdef bytes ahead = source._ahead[source._ahead_at:] if source._ahead is not None else None
     cdef size_t size
     cdef Chunk *chunk
     if ahead is None:
@@ -41,7 +41,7 @@ cdef take_ahead(pump_t *p, Fifo source):
         memcpy(bytes_of(chunk), <const char *>ahead, size)
         p.head = p.tail = chunk
         p.held = p.moved = size
-    source._ahead = None
+    source._ahead, source._ahead_at = None, 0
 
 
 cdef take_sink(Pump pump, sink, bint take_over):

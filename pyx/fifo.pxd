@@ -26,6 +26,7 @@ cdef class Fifo:
     cdef readonly object path
     cdef object _cancel           # Cancellation or None; bounds the wait for the peer only
     cdef bytes _ahead             # taken from the pipe, not yet returned by a read; None mostly
+    cdef Py_ssize_t _ahead_at     # of that from here on
     cdef Waiter *_waiters
     cdef int64_t _deadline        # for the wait for the peer, CLOCK_MONOTONIC in ns; -1: none
     cdef uint64_t _device         # the inode first held (the type as well), for a writer that must reopen

@@ -67,7 +67,8 @@ cdef enum:
     CLOSED = 2
 
 cdef enum:
-    BLOCK = 65536           # bytes of one block of an iteration: what a pipe holds by default
+    BLOCK = 65536           # bytes of one read when there is no size: what a pipe holds by default
+    LINE = 1048576          # bytes of a line that are kept, waiting for its end
     MOST = 1048576          # bytes that one read(size) asks for at most
     ON_STACK = 4096         # up to here a read needs no object that must be shrunk afterwards
     VECTORS = 64            # buffers that go into one writev(2)
@@ -115,7 +116,7 @@ cdef class Fifo:
             )
         if self._ahead is not None:
             raise UnavailableError(
-                f"fifo {self.path!r} cannot be handed over: {len(self._ahead)} bytes were read ahead (read them first)"
+                f"fifo {self.path!r} cannot be handed over: {len(all_ahead(self))} bytes were read ahead (read them first)"
             )
         fd = self._fd
         if self._users:
@@ -174,10 +175,17 @@ cdef class Fifo:
             return <bytes>block
         except BaseException:
             if filled and block != NULL and self._state != CLOSED:
-                self._ahead = bytes_data(block)[:filled] + (self._ahead or b"")
+                put_ahead(self, bytes_data(block)[:filled] + all_ahead(self))
             raise
         finally:
             Py_XDECREF(block)
+
+    def readline(self) -> bytes:
+        """The next line, with its end; ``b""`` at the end of all. One of more than 1 MiB comes in pieces. Raises as `read`.
+
+        What it had taken when a signal handler raised is returned by the next read. Iterating gives one line after the other.
+        """
+        return next_line(self)
 
     def readinto(self, buffer) -> int:
         """Like `read`, into a writable buffer; returns the number of bytes, 0 at the end (or for an empty buffer)."""
@@ -200,7 +208,8 @@ cdef class Fifo:
         enter(self)
         try:
             if self._ahead is not None:
-                whole, self._ahead = self._ahead[:size], self._ahead[size:] or None
+                whole = self._ahead[self._ahead_at:self._ahead_at + size]
+                step_ahead(self, len(whole))
                 return whole
             whole = PyBytes_FromStringAndSize(NULL, size)
             got = take_now(self, PyBytes_AsString(whole), size)
@@ -271,10 +280,10 @@ cdef class Fifo:
         return self
 
     def __next__(self) -> bytes:
-        block = self.read(BLOCK)
-        if not block:
+        line = self.readline()
+        if not line:
             raise StopIteration
-        return block
+        return line
 
     # What it is and how it stands
 

@@ -144,8 +144,13 @@ cdef void after_fork_in_child() noexcept nogil:
 def _after_fork_in_child():
     """The child has no thread and no pump: its copies of the descriptors are closed, or ends of file would not come."""
     global dispatcher
+    cdef pump_t *pending
     pthread_mutex_lock(&lock)
     relay.generation += 1
+    pending = relay.all
+    while pending != NULL:              # the descriptor that its bell would ring is the parent's too
+        pending.asked = False
+        pending = pending.next
     relay.jobs = NULL
     relay.waiting_jobs = relay.workers = relay.idle_workers = 0
     for pump in kept:

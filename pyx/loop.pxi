@@ -57,25 +57,27 @@ cdef void unpoll(End *end) noexcept nogil:
         poller_remove(&relay.poller, end.fd)
 
 
-cdef void rest(pump_t *pump) noexcept nogil:
-    """A source that is thrown away has nothing now: what is waited for, its next event or some time?
+cdef bint rest(pump_t *pump, bint more) noexcept nogil:
+    """A source that is thrown away has given what it had, or there is *more*: what is waited for, its next event or some
+    time? True when it rests now.
 
     For each piece its writer would wake this thread, and so its processor, which costs both of them several times what the
-    bytes do. So the events of one that gives again and again are not asked for, and it is looked at by the clock, the rarer
-    the less it fills; when there was nothing, they are asked for again, and nothing is missed: what came meanwhile is an
-    event by then. A hang-up is told in any case. Nobody waits for these bytes, so none is late. Its writer does not wait
-    either, while a look comes before the pipe is full: one that was found so, because its pipe is small or this thread had
-    to wait for a processor, does not rest for a while, for then the events come rarely by themselves.
+    bytes do; and one that writes without a pause and this thread would keep each other from the pipe. So the events of one
+    that gives again and again are not asked for, and it is looked at by the clock, the rarer the less it fills; when there
+    was nothing, they are asked for again, and nothing is missed: what came meanwhile is an event by then. A hang-up is told
+    in any case. Nobody waits for these bytes, so none is late. Its writer does not wait either, while a look comes before
+    the pipe is full: one that was found so, because its pipe is small or this thread had to wait for a processor, does not
+    rest for a while, for then the events come rarely by themselves.
     """
     cdef int64_t now = monotonic()
     cdef int64_t given = pump.given
-    cdef bint again = now - pump.waited < SOON and now >= pump.awake_until
+    cdef bint again = (more or now - pump.waited < SOON) and now >= pump.awake_until
     cdef int64_t room
     pump.waited = now
     pump.given = 0
     if not pump.every:
         if not again or not given or not pump.source.pipe or not pump.source.polled:
-            return
+            return False
         if poller_is_fine(&relay.poller) and poller_ask(&relay.poller, pump.source.fd, 0, <uint64_t>pump) == 0:
             pump.every = LOOK_OFTEN
     elif not given or now < pump.awake_until or not poller_is_fine(&relay.poller):
@@ -87,8 +89,10 @@ cdef void rest(pump_t *pump) noexcept nogil:
             pump.every = max(pump.every // 2, <int64_t>LOOK_OFTEN)
         elif 8 * given < room:
             pump.every = min(pump.every * 2, <int64_t>LOOK_RARELY)
-    if not pump.every or pump.resting:
-        return
+    if not pump.every:
+        return False
+    if pump.resting:
+        return True
     pump.resting = True
     pthread_mutex_lock(&lock)
     pump.references += 1
@@ -97,6 +101,7 @@ cdef void rest(pump_t *pump) noexcept nogil:
         relay.look_at = now + pump.every
     pump.next_resting = relay.resting
     relay.resting = pump
+    return True
 
 
 cdef void end_rests(int64_t now) noexcept nogil:
@@ -161,6 +166,10 @@ cdef void turn(pump_t *pump) noexcept nogil:
         result = turn_copy(pump)
     else:
         result = turn_buffer(pump)
+        pthread_mutex_lock(&lock)
+        if pump.held:                   # after the turn, not amid it: a loop is woken for much at once
+            ring(pump)
+        pthread_mutex_unlock(&lock)
     if result == OVER:
         over(pump)
         return

@@ -49,7 +49,7 @@ cdef void shut(Fifo fifo) noexcept:
     if fifo._state != CLOSED:
         fifo._state = CLOSED
         fifo._cancel = None
-        fifo._ahead = None
+        put_ahead(fifo, None)
         fifo._news += 1
         wake(fifo._waiters)
         if fifo._users == 0:
@@ -90,7 +90,7 @@ cdef int writer_there(Fifo fifo) except -2:
         got = c_read(fd, &byte, 1)
         there = errno
     if got > 0:
-        fifo._ahead = (fifo._ahead or b"") + (&byte)[:1]
+        put_ahead(fifo, all_ahead(fifo) + (&byte)[:1])
     return 1 if got > 0 or (got < 0 and there == EAGAIN) else 0
 
 
@@ -178,10 +178,49 @@ cdef ssize_t take(Fifo fifo, char *buffer, size_t size) except -1:
 
 cdef ssize_t take_ahead(Fifo fifo, char *buffer, size_t size) except -1:
     cdef bytes ahead = fifo._ahead
-    cdef size_t got = min(<size_t>len(ahead), size)
-    memcpy(buffer, PyBytes_AsString(ahead), got)
-    fifo._ahead = ahead[got:] or None
+    cdef size_t got = min(<size_t>(len(ahead) - fifo._ahead_at), size)
+    memcpy(buffer, PyBytes_AsString(ahead) + fifo._ahead_at, got)
+    step_ahead(fifo, got)
     return got
+
+
+cdef bytes all_ahead(Fifo fifo):
+    return fifo._ahead[fifo._ahead_at:] if fifo._ahead is not None else b""
+
+
+cdef void put_ahead(Fifo fifo, bytes ahead) noexcept:
+    fifo._ahead, fifo._ahead_at = ahead or None, 0
+
+
+cdef void step_ahead(Fifo fifo, Py_ssize_t size) noexcept:
+    fifo._ahead_at += size
+    if fifo._ahead_at == len(fifo._ahead):
+        put_ahead(fifo, None)
+
+
+cdef bytes next_line(Fifo fifo):
+    cdef bytes held, block
+    cdef Py_ssize_t end, at
+    while True:
+        if fifo._ahead is not None:         # looked at each time: another thread may have put something there
+            held, at = fifo._ahead, fifo._ahead_at
+            end = held.find(b"\n", at) + 1
+            if end == 0 and len(held) - at >= LINE:
+                end = at + LINE
+            if end:
+                step_ahead(fifo, end - at)
+                return held[at:end]
+        held = all_ahead(fifo)
+        put_ahead(fifo, None)
+        try:
+            block = fifo.read(BLOCK)
+        except BaseException:
+            if fifo._state != CLOSED:
+                put_ahead(fifo, held + all_ahead(fifo))
+            raise
+        if not block:
+            return held
+        put_ahead(fifo, held + block + all_ahead(fifo))
 
 
 cdef ssize_t take_now(Fifo fifo, char *buffer, size_t size) except -2:

@@ -170,8 +170,10 @@ cdef enum:                  # what a turn comes to
 
 
 cdef int turn_discard(pump_t *pump) noexcept nogil:
+    """It tries again at once, also after a splice that took less than it may: what came meanwhile needs no event then."""
     cdef int64_t budget = TURN
     cdef ssize_t got
+    cdef bint rests = pump.tried_growing and not (pump.bounded or pump.hung_up or pump.no_more)
     while budget > 0:
         if drained(pump):
             return OVER
@@ -187,21 +189,23 @@ cdef int turn_discard(pump_t *pump) noexcept nogil:
             if not pump.draining:
                 arrived(pump, got)
             budget -= got
+            if rests and pump.every and rest(pump, True):
+                return WAITS
         elif got == 0:
             if at_end(pump):
                 return OVER
             if not pump.source.ready:
-                rest(pump)
+                rest(pump, False)
                 return WAITS
         elif got == -EAGAIN:
             wait_for(&pump.source)
             if pump.bounded:
                 return OVER
-            rest(pump)
+            rest(pump, False)
             return WAITS
         elif got != -EINTR:
             return source_failed(pump, <int>-got)
-    return AGAIN
+    return WAITS if rests and rest(pump, True) else AGAIN
 
 
 cdef size_t most(pump_t *pump, size_t size) noexcept nogil:

@@ -42,6 +42,11 @@ cdef struct Waiter:         # one thread that waits; lives on its stack, in the 
     bint for_bytes          # not for the end alone
     Waiter *next
 
+cdef struct bell_t:         # what wakes an event loop, see bells.pxi
+    int fds[2]
+    pump_t *rung            # whose bytes, or end, have come since it was last heard
+    int references          # its Python object, and the buffers that were asked through it
+
 cdef struct Chunk:          # a piece of what is buffered; the bytes come right behind it
     Chunk *next
     size_t start
@@ -69,7 +74,7 @@ cdef struct pump_t:
     pump_t *next_ready      # relay only
     pump_t *next_resting    # relay only
     unsigned int commands   # not 0: it is in the list of commands
-    int references          # the Python object, the list of all, those of the ready and of the resting ones
+    int references          # the Python object, the list of all, those of the ready, the resting and the rung ones
     # what it is
     int kind
     bint close_source       # when the sink fails: close the source, instead of draining it
@@ -120,6 +125,10 @@ cdef struct pump_t:
     bint job_running
     PyObject *owner         # the Pump, while it is kept alive for its callbacks
     Waiter *waiters
+    bell_t *bell            # the one bell it may ring; NULL: nobody has asked yet
+    pump_t *next_rung
+    bint asked              # ring when there is something
+    bint rung               # it is in the bell's list
 
 cdef struct State:
     bint running
@@ -194,7 +203,16 @@ cdef void forget(pump_t *pump) noexcept nogil:
         free_chunks(pump)
         free(pump.rest)
         free(pump.sink_path)
+        if pump.bell != NULL:
+            let_go_of_bell(pump.bell)
         free(pump)
+
+
+cdef void let_go_of_bell(bell_t *bell) noexcept nogil:
+    """Needs the lock."""
+    bell.references -= 1
+    if bell.references == 0:
+        free(bell)
 
 
 cdef void wake_waiters(pump_t *pump) noexcept nogil:
@@ -204,6 +222,26 @@ cdef void wake_waiters(pump_t *pump) noexcept nogil:
         if waiter.for_bytes or pump.done:
             sem_post(&waiter.woken)
         waiter = waiter.next
+
+
+cdef void ring(pump_t *pump) noexcept nogil:
+    """Puts a pump that was asked into the list of its bell. Needs the lock.
+
+    Who finds the list empty makes the descriptor readable. Who hears the bell reads the descriptor first and takes the list
+    then: what is put in after that finds it empty, so nothing waits in there without the descriptor being readable.
+    """
+    cdef uint64_t one = 1
+    if not pump.asked:
+        return
+    pump.asked = False
+    if pump.rung or pump.bell.fds[1] < 0:
+        return
+    pump.rung = True
+    pump.references += 1
+    if pump.bell.rung == NULL:
+        c_write(pump.bell.fds[1], &one, sizeof(one))
+    pump.next_rung = pump.bell.rung
+    pump.bell.rung = pump
 
 
 cdef void queue_job(pump_t *pump) noexcept nogil:
@@ -228,6 +266,7 @@ cdef void become_done(pump_t *pump) noexcept nogil:
     if not pump.done:
         pump.done = True
         wake_waiters(pump)
+        ring(pump)
         queue_job(pump)
 
 

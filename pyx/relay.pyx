@@ -6,7 +6,7 @@ slow sink stops its own source and nothing else. What is read is delivered or sa
 nothing of containers, and opens no fifo (`libctrd.fifo` does).
 
 The parts: pumps.pxi, what a pump is and the lists it is in; moving.pxi, how bytes move; loop.pxi, the thread;
-dispatch.pxi, how Python is called; descriptors.pxi, what is given to a pump; lifetime.pxi, how the thread begins and ends;
+dispatch.pxi, how Python is called; bells.pxi, how an event loop waits; descriptors.pxi, what is given to a pump; lifetime.pxi, how the thread begins and ends;
 here, the classes and the functions that make them.
 """
 
@@ -18,7 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -30,6 +30,7 @@ from libctrd._log import log as logger
 from libctrd._worker import Worker
 from libctrd.errors import (
     CancelledError,
+    ClosedError,
     DeadlineError,
     InvalidArgumentError,
     UnavailableError,
@@ -183,6 +184,23 @@ cdef class Pump:
     def finish(self) -> None:
         """Ends it once what the source holds now is delivered, though somebody may keep it open and write on. Idempotent."""
         self.tell(FINISH)
+
+    def duplicate(self) -> int:
+        """A duplicate of the source's descriptor, which the caller closes. Raises `ClosedError` when the pump is over."""
+        cdef int fd, number
+        pthread_mutex_lock(&lock)
+        fd = self.pump.source.fd
+        if fd >= 0:
+            fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+            number = errno if fd < 0 else 0
+        else:
+            number = EBADF
+        pthread_mutex_unlock(&lock)
+        if number == EBADF:
+            raise ClosedError(f"the pump of {self.source} is over, and its source closed")
+        if number:
+            raise from_errno(number, f"duplicate the descriptor of {self.source} (fcntl)")
+        return fd
 
     cdef void tell(self, unsigned int what) noexcept:
         pthread_mutex_lock(&lock)
@@ -436,5 +454,6 @@ cdef size_t bytes_limit(limit) except 0:
     return <size_t>min(limit, 1 << 62)
 
 
+include "bells.pxi"
 include "descriptors.pxi"
 include "lifetime.pxi"

@@ -85,6 +85,7 @@ APPLETS = (
         "tty",
         "trap",
         "whoami",
+        "nc",
     ),
 )
 BUSYBOX = "/bin/busybox"

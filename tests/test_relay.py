@@ -304,3 +304,11 @@ def test_arguments_that_cannot_be_are_refused_and_cost_nothing(tmp_path: Path) -
         end.close()
     for fd in (read, write, directory):
         os.close(fd)
+
+
+def test_what_a_line_left_in_a_fifo_goes_first(tmp_path: Path) -> None:
+    reader = open_fifo(tmp_path / "fifo", READ | os.O_CREAT)
+    with open_fifo(tmp_path / "fifo", WRITE) as writer:
+        writer.write(b"one\ntwo\nthree")
+    assert reader.readline() == b"one\n"
+    assert relay.buffer(reader).read() == b"two\nthree"

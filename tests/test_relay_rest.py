@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from libctrd import relay
 __all__ = ["steady"]
 
 LINES = 20_000
+FLOOD = 256 << 20
 pytestmark = pytest.mark.linux("a clock of less than a millisecond in the poller")
 
 
@@ -68,6 +70,20 @@ def test_a_source_that_rested_wakes_the_relay_again() -> None:
     os.close(writes)
     pump.wait(LONG)
     assert pump.bytes == sent
+
+
+@pytest.mark.parametrize("room", [4096, 65536, 1 << 20])
+def test_a_writer_without_a_pause_loses_nothing_to_the_rests(room: int) -> None:
+    """It fills the pipe while that is emptied, so that a turn ends with more to do: the relay may rest there too."""
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, room)
+    pump = relay.discard(reads)
+    os.close(reads)
+    flood = subprocess.Popen(["head", "-c", str(FLOOD), "/dev/zero"], stdout=writes)
+    os.close(writes)
+    pump.wait(LONG)
+    assert flood.wait(LONG) == 0
+    assert pump.bytes == FLOOD
 
 
 def test_one_that_rests_is_cancelled_and_finished_at_once() -> None:
