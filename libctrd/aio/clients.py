@@ -171,8 +171,9 @@ class Client(Mirror):
         self, id: str, *, stdio: Choice | Stdio | Callback = PIPE, further: Choice | Stdio = DETACHED, **options: Any
     ) -> Container:
         """Takes over a container whose client has gone, as `libctrd.Client.restore` does; it stays this client's."""
-        chosen = {"stdio": in_loop(stdio), "further": in_loop(further)}
-        return Container(await off(STARTS, partial(self._sync.restore, id, **chosen, **options)))
+        own: Any = in_loop(stdio)
+        others: Any = in_loop(further)
+        return Container(await off(STARTS, partial(self._sync.restore, id, stdio=own, further=others, **options)))
 
     def events(self) -> EventStream:
         """What happens to the containers of this client from now on, to be iterated in this loop."""
