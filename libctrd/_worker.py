@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from libctrd.errors import UnavailableError
+
 
 class Worker(threading.Thread):
     """A daemon thread that runs *target*.
@@ -20,13 +22,16 @@ class Worker(threading.Thread):
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Starts it. Raises `RuntimeError` when the system has no thread to give."""
+        """Starts it. Raises `UnavailableError` when the system has no thread to give."""
         self._begun = True
         try:
             super().start()
-        except RuntimeError:
+        except RuntimeError as error:
             self._over.set()
-            raise
+            raise UnavailableError(
+                f"could not start the thread {self.name!r}: {error} (the limit of processes or of memory is reached: "
+                "see ulimit -u and pids.max of the cgroup)"
+            ) from error
 
     def run(self) -> None:
         """What the thread does."""

@@ -33,7 +33,7 @@ from libctrd.locks import Locks
 from libctrd.owning import Owners
 from libctrd.starting import chosen_spec
 from libctrd.state import Event
-from libctrd.stdio import INHERIT, NULL, PIPE, Stdio
+from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
 from libctrd.telling import Telling
 
 if TYPE_CHECKING:
@@ -265,13 +265,16 @@ class Client(Telling):
         *,
         live: bool = True,
         stdio: Choice | Stdio | Callback = PIPE,
+        further: Choice | Stdio = DETACHED,
         drain_timeout: float | None = None,
     ) -> Container:
         """Takes over a container whose client has gone, and is its owner from then on: it reads and cleans (C22).
 
         One that runs goes on: its streams are opened as *stdio* says (see `Container.start`; an output that is `NULL`
         is thrown away, an input left as it is), ``restore`` is reported with its pid, and then a pause that it is in.
-        What it printed meanwhile comes first. Further processes in it keep their output for `Container.attach`.
+        What it printed meanwhile comes first. *further* says the same of the streams of further processes in it: they
+        are `Container.taken_over`, those that have ended meanwhile too. With `DETACHED` their output is kept for
+        `Container.attach` until they end, and then thrown away.
 
         With ``live=False`` its output is thrown away and it is ended: by SIGTERM, after 10 s by SIGKILL; when 2 s later
         it still runs it is given up, and 255 reported. One that has ended by now is cleaned, once what is left of its
@@ -286,7 +289,9 @@ class Client(Telling):
         seconds_of(drain_timeout, "drain_timeout=")
         from libctrd import restoring  # the rare case
 
-        return restoring.restore(self, ids.check(id), live=live, stdio=stdio, drain_timeout=drain_timeout)
+        return restoring.restore(
+            self, ids.check(id), live=live, stdio=stdio, further=further, drain_timeout=drain_timeout
+        )
 
     @contextlib.contextmanager
     def _arrival(self, id: str) -> Iterator[threading.Event]:

@@ -52,6 +52,8 @@ class Container(Asking):
         self._client = client
         self._record = record
         self._processes: dict[str, Process] = {}
+        self.taken_over: dict[str, Process] = {}
+        """The further processes that `Client.restore` has found and taken over, by name, the first to start first."""
         self._owned = False  # this client started it: it reads the output and cleans after the exit
         self._created_here = False
         self._told_of = False  # the engine tells this client what happens to it

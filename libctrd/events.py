@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Protocol
 
+from libctrd import reactor
 from libctrd._log import log
 from libctrd.errors import ClosedError, CtrdError, DeadlineError, UnavailableError
 from libctrd.state import StateInfo
@@ -54,6 +55,7 @@ class Lanes:
     LOOKS = 3
     LOOK_SECONDS = 0.002
     IDLE_SECONDS = 5.0
+    RETRY_SECONDS = 0.1
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -65,6 +67,7 @@ class Lanes:
         self._taken = 0  # lanes that were taken, ever: how the lookout sees that somebody still comes for them
         self._coming = False  # somebody was called, and has not come yet
         self._looking = False
+        self._retrying = False  # no thread could be had, and it is tried again
         self._idle: list[threading.Lock] = []  # what each idle thread waits for; the last to go idle is called first
         self._closed = False
 
@@ -94,10 +97,28 @@ class Lanes:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError as error:  # no room for it: those that there are come later, or who is called next
             self._coming = False
-            log.error("events wait, for no thread can be started to handle them: %s", error)
+            if not self._retrying:
+                log.error("events wait, for no thread can be started to handle them: %s", error)
+            self._retry()
         except BaseException:  # Ctrl-C
             self._coming = False
             raise
+
+    def _retry(self) -> None:
+        """Has somebody called again in a while, though nobody may submit anything any more. With the lock held."""
+
+        def again() -> None:
+            with self._lock:
+                self._call()
+                if not self._ready or self._coming:
+                    self._retrying = False
+
+        self._retrying = True
+        try:
+            reactor.shared().later(self.RETRY_SECONDS, again)
+        except CtrdError as error:
+            self._retrying = False  # whoever submits something next tries as well
+            log.error("events wait for others to come: %s", error)
 
     def _work(self) -> None:
         turn = threading.Lock()

@@ -5,14 +5,20 @@ It holds no lock of its own: everything is changed under the container's.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-from libctrd import proc, stdio
+from libctrd import proc, reactor, relay, stdio
 from libctrd._checks import seconds_of, terminal_size
 from libctrd._log import log
 from libctrd.directory import held
-from libctrd.errors import ClosedError, CtrdError, DeadlineError, InvalidArgumentError, NotFoundError
+from libctrd.errors import (
+    ClosedError,
+    CtrdError,
+    DeadlineError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from libctrd.locks import Milestone
 from libctrd.state import INIT, ExitStatus
 
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _SIGKILL = 9
+TELL_AGAIN_SECONDS = 0.5
+"""After so long an engine that was away is told again that a stdin is closed."""
 DETACH_SECONDS = 1.0
 """How long `Process.detach` may take to deliver what was printed by then."""
 
@@ -226,7 +234,10 @@ class Process:
 
     def began(self) -> None:
         """It runs: a close of stdin that came before is told now (C7), and the relay may begin."""
-        self.streams.begin()
+        streams = self.streams
+        if streams.pumps or not {*streams.chosen} <= {stdio.PIPE, stdio.NULL, stdio.DETACHED}:
+            relay.prepare_to_call()  # now, when it can be refused: not when the end is there and somebody waits for it
+        streams.begin()
         self._started = True
         if self._close_pending:
             self._tell_close_stdin()
@@ -243,20 +254,38 @@ class Process:
 
     def _tell_close_stdin(self) -> None:
         """Tells the engine: for ``init`` without making the closer wait; for others at once, its error the closer's."""
-        container = self._container
         if self.name == INIT:
-            container._client._lanes.submit(("stdin", container.id), self._close_init_stdin)
-        else:
-            with contextlib.suppress(NotFoundError):  # it is gone already: that is success
-                container._client._engine.close_stdin(container.id, self.name)
-
-    def _close_init_stdin(self) -> None:
+            self._tell_later()
+            return
         try:
-            self._container._client._engine.close_stdin(self._container.id, INIT)
+            self._container._client._engine.close_stdin(self._container.id, self.name)
         except NotFoundError:
             pass  # it is gone already: that is success
+        except UnavailableError:
+            reactor.shared().later(TELL_AGAIN_SECONDS, self._tell_later)
+            raise
+
+    def _tell_later(self) -> None:
+        container = self._container
+        container._client._lanes.submit(("stdin", container.id), self._tell_from_lane)
+
+    def _tell_from_lane(self) -> None:
+        """Again and again while the engine is away, or we have no descriptor for it: nobody else does, and a process
+        that waits for the end of its stdin would wait for ever.
+        """
+        container = self._container
+        if self.status is not None:
+            return
+        try:
+            container._client._engine.close_stdin(container.id, self.name)
+        except NotFoundError:
+            pass  # it is gone already: that is success
+        except UnavailableError as error:
+            log.warning("container %s is told later that its stdin is closed: %s", container.id, error)
+            if not container._client._closed:
+                reactor.shared().later(TELL_AGAIN_SECONDS, self._tell_later)
         except CtrdError as error:
-            log.warning("container %s could not be told that its stdin is closed: %s", self._container.id, error)
+            log.warning("container %s could not be told that its stdin is closed: %s", container.id, error)
 
     def exited(self, status: ExitStatus) -> None:
         """It has ended."""

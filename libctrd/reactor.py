@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from libctrd import _checks
 from libctrd._log import log
-from libctrd.errors import from_os_error
+from libctrd._worker import Worker
+from libctrd.errors import UnavailableError, from_os_error
 
 
 class Timer:
@@ -111,7 +112,7 @@ class Reactor:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
-        self._thread: threading.Thread | None = None
+        self._thread: Worker | None = None
         try:
             self._waker = _Waker()
             self._poller = select.epoll() if _checks.LINUX else _Poll(self._waker.wake)
@@ -120,7 +121,10 @@ class Reactor:
         self._poller.register(self._waker.fd, select.POLLIN)
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = select.POLLIN) -> None:
-        """Calls *callback* with what poll(2) says whenever *fd* has one of *events*, or an error or hang-up."""
+        """Calls *callback* with what poll(2) says whenever *fd* has one of *events*, or an error or hang-up.
+
+        Raises `UnavailableError` when it cannot be, or when the system has no thread for the first.
+        """
         with self._lock:
             self._start()
             self._callbacks[fd] = callback
@@ -153,8 +157,12 @@ class Reactor:
     def _start(self) -> None:
         """Called with the lock held."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = Worker(self._run, self._name)
+            try:
+                self._thread.start()
+            except UnavailableError:
+                self._thread = None  # whoever comes next tries anew
+                raise
 
     def _run(self) -> None:
         while True:

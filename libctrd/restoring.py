@@ -48,9 +48,16 @@ _UNKNOWN: Final = ExitStatus(UNKNOWN_EXIT, known=False)
 
 
 def restore(
-    client: Client, id: str, *, live: bool, stdio: Choice | Stdio | Callback, drain_timeout: float | None
+    client: Client,
+    id: str,
+    *,
+    live: bool,
+    stdio: Choice | Stdio | Callback,
+    further: Choice | Stdio,
+    drain_timeout: float | None,
 ) -> Container:
     """`Client.restore`."""
+    further = further if live else DETACHED
     with client._locked(id):
         container = _take_over(client, id)
         known = client._known(id) is container
@@ -59,10 +66,10 @@ def restore(
             if snapshot.status == "created":
                 raise InvalidArgumentError(f"container {id!r} was not started: there is nothing to restore; start it")
             if snapshot.status == "stopped":
-                _ended(container, snapshot, stdio if live else DETACHED, drain_timeout)
+                _ended(container, snapshot, stdio if live else DETACHED, further, drain_timeout)
                 return container
             if live:
-                _go_on(container, snapshot, stdio, drain_timeout)
+                _go_on(container, snapshot, stdio, further, drain_timeout)
                 return container
             _give_notice(container)
         except BaseException:
@@ -99,6 +106,7 @@ def _leave(container: Container, known: bool) -> None:
         process.let_go_of_ends()
         client._owners.give_back(container._record, name)
     container._processes.clear()
+    container.taken_over.clear()
     container._owned = False
     if not known:
         client._forget(container)
@@ -110,7 +118,11 @@ def _leave(container: Container, known: bool) -> None:
 
 
 def _ended(
-    container: Container, snapshot: Snapshot, stdio: Choice | Stdio | Callback, drain_timeout: float | None
+    container: Container,
+    snapshot: Snapshot,
+    stdio: Choice | Stdio | Callback,
+    further: Choice | Stdio,
+    drain_timeout: float | None,
 ) -> None:
     """Its output, as far as it was kept for a reader, is read first; then it is cleaned, and its exit reported."""
     client = container._client
@@ -123,7 +135,8 @@ def _ended(
     init = container._processes.get(INIT)
     if init is not None:
         init.began()
-    for process in _take_over_further(container):
+    for process in _take_over_further(container, further, drain_timeout):
+        container.taken_over[process.name].began()
         end = process.exit or _UNKNOWN
         handling.handle(client, container, Event(container.id, "exit", process.name, end))
     handling.ended(client, container, status)
@@ -160,9 +173,11 @@ def _connect(container: Container, stdio: Choice | Stdio | Callback, drain_timeo
     return init
 
 
-def _take_over_further(container: Container) -> list[ProcessSnapshot]:
+def _take_over_further(
+    container: Container, streams: Choice | Stdio, drain_timeout: float | None
+) -> list[ProcessSnapshot]:
     """Further processes that were started before: they are this client's to clean (C3), but for those of clients that
-    live. Their streams wait for `Container.attach`. Returns them.
+    live. With `DETACHED` their streams wait for `Container.attach`. Returns them.
     """
     client = container._client
     try:
@@ -175,10 +190,13 @@ def _take_over_further(container: Container) -> list[ProcessSnapshot]:
             client._owners.take(container._record, process.name)
         except AlreadyExistsError:
             continue
-        ours = Process(container, process.name, process.terminal, DETACHED, None)
+        ours = Process(container, process.name, process.terminal, DETACHED, drain_timeout)
         ours.came_later = True
         ours.pid = process.pid
-        container._processes[process.name] = ours
+        container._processes[process.name] = container.taken_over[process.name] = ours
+        if streams is not DETACHED:
+            with contextlib.suppress(NotFoundError):  # what held it has gone
+                attaching.connect(ours, client._engine.attach(container.id, process.name), streams, discard=True)
         taken.append(process)
     return taken
 
@@ -187,7 +205,11 @@ def _take_over_further(container: Container) -> list[ProcessSnapshot]:
 
 
 def _go_on(
-    container: Container, snapshot: Snapshot, stdio: Choice | Stdio | Callback, drain_timeout: float | None
+    container: Container,
+    snapshot: Snapshot,
+    stdio: Choice | Stdio | Callback,
+    further: Choice | Stdio,
+    drain_timeout: float | None,
 ) -> None:
     """Live restore: it runs on as if this client had started it.
 
@@ -197,19 +219,20 @@ def _go_on(
     client = container._client
     init = _connect(container, stdio, drain_timeout)
     init.pid = snapshot.pid
-    _become_owner(container)
+    _become_owner(container, further, drain_timeout)
     event = client._engine.last_event(container.id)
-    init.began()
+    for process in (init, *container.taken_over.values()):
+        process.began()
     client._tell(container.id, StateInfo("restore", init.pid, at=client._now()))
     if event is not None and event.type in ("pause", "resume"):
         client._tell(container.id, StateInfo(event.type, at=client._now()))
 
 
-def _become_owner(container: Container) -> None:
+def _become_owner(container: Container, further: Choice | Stdio = DETACHED, drain_timeout: float | None = None) -> None:
     client = container._client
     container._owned = True
     client._register(container)
-    _take_over_further(container)
+    _take_over_further(container, further, drain_timeout)
     if not container._told_of:
         container._told_of = True
         client._engine.watch(container.id)

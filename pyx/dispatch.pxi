@@ -18,22 +18,22 @@ cdef object dispatcher = None
 
 cdef void keep(Pump pump) except *:
     """From now on the pump may be queued. Needs the GIL, not the lock."""
+    start_dispatcher()
     kept.add(pump)
     pthread_mutex_lock(&lock)
     pump.pump.owner = <PyObject *>pump
     pthread_mutex_unlock(&lock)
-    start_dispatcher()
 
 
 cdef start_dispatcher():
     global dispatcher
     if dispatcher is None:
-        started = threading.Thread(target=_dispatch, name="ctrd-relay-dispatch", daemon=True)
+        dispatcher = Worker(_dispatch, "ctrd-relay-dispatch")
         try:
-            started.start()
-        except RuntimeError as error:
-            raise UnavailableError(f"could not start the thread that has callbacks called: {error} (end others)") from error
-        dispatcher = started        # not before: one that could not be started is tried again
+            dispatcher.start()
+        except UnavailableError:
+            dispatcher = None           # whoever comes next tries anew
+            raise
 
 
 def _dispatch():

@@ -27,6 +27,7 @@ from libctrd.posix cimport *
 from libctrd.system cimport *
 
 from libctrd._log import log as logger
+from libctrd._worker import Worker
 from libctrd.errors import (
     CancelledError,
     ClosedError,
@@ -422,6 +423,14 @@ def buffer(source, limit=1 << 20):
     take_source(pump, source)
     start(pump)
     return pump
+
+
+def prepare_to_call() -> None:
+    """Has what calls callbacks ready, so that a later `Pump.on_done` cannot fail for want of a thread.
+
+    Raises `UnavailableError` when there is no thread to be had now.
+    """
+    start_dispatcher()
 
 
 def active() -> int:

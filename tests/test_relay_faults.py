@@ -128,7 +128,8 @@ def test_a_callback_waits_for_a_thread_that_cannot_be_started() -> None:  # C28
         block.set()
     """
     assert in_python(script) == (
-        "refused: could not start the thread that has callbacks called: can't start new thread (end others)\nTrue\n"
+        "refused: could not start the thread 'ctrd-relay-dispatch': can't start new thread (the limit of processes or "
+        "of memory is reached: see ulimit -u and pids.max of the cgroup)\nTrue\n"
     )
 
 

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from libctrd._worker import Worker
+from libctrd.errors import UnavailableError
 
 
 def test_it_ends_when_its_target_has_returned() -> None:
@@ -27,7 +28,7 @@ def test_it_has_ended_when_there_is_no_thread_to_be_had(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(threading.Thread, "start", none)
     worker = Worker(lambda: None, "test")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UnavailableError, match="could not start the thread 'test'"):
         worker.start()
     assert worker.ended(0)
 

@@ -20,7 +20,7 @@ from libctrd.aio.streams import gathered, in_loop
 from libctrd.errors import ClosedError, DeadlineError, UnavailableError
 from libctrd.once import Completed
 from libctrd.state import StateInfo
-from libctrd.stdio import INHERIT, NULL, PIPE, Stdio
+from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
 
 if TYPE_CHECKING:
     from libctrd.events import Listener
@@ -167,9 +167,13 @@ class Client(Mirror):
         """The container *id*, whoever started it. Raises `NotFoundError` when there is none."""
         return Container(await off(CALLS, partial(self._sync.get, id)))
 
-    async def restore(self, id: str, *, stdio: Choice | Stdio | Callback = PIPE, **options: Any) -> Container:
+    async def restore(
+        self, id: str, *, stdio: Choice | Stdio | Callback = PIPE, further: Choice | Stdio = DETACHED, **options: Any
+    ) -> Container:
         """Takes over a container whose client has gone, as `libctrd.Client.restore` does; it stays this client's."""
-        return Container(await off(STARTS, partial(self._sync.restore, id, stdio=in_loop(stdio), **options)))
+        own: Any = in_loop(stdio)
+        others: Any = in_loop(further)
+        return Container(await off(STARTS, partial(self._sync.restore, id, stdio=own, further=others, **options)))
 
     def events(self) -> EventStream:
         """What happens to the containers of this client from now on, to be iterated in this loop."""

@@ -161,6 +161,11 @@ class Container(Mirror):
         """The further process *name* that this client started and that has not ended. Raises `NotFoundError`."""
         return Process(self._sync.process(name))
 
+    @property
+    def taken_over(self) -> dict[str, Process]:
+        """The further processes that `Client.restore` has found and taken over, by name."""
+        return {name: Process(process) for name, process in self._sync.taken_over.items()}
+
     async def start(self, stdio: Choice | Stdio | Callback = PIPE, **options: Any) -> int:
         """Starts it; returns the system pid of ``init``. *options* are those of `libctrd.Container.start`.
 

@@ -26,7 +26,7 @@ from libctrd.engine import apiwire
 from libctrd.engine.apitime import NANOSECONDS, KeptTime
 from libctrd.engine.base import Sink
 from libctrd.engine.channel import Channel
-from libctrd.errors import CtrdError, NotFoundError
+from libctrd.errors import CtrdError, NotFoundError, UnavailableError
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
@@ -223,7 +223,11 @@ class Feed:
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._thread = Worker(self._run, "ctrd-api")
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except UnavailableError:
+                    self._thread = None  # whoever comes next tries anew
+                    raise
         self._asked.wait(LAST_BACKOFF)
 
     def close(self) -> None:

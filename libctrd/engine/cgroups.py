@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
 import zlib
 
 from libctrd import proc
@@ -18,6 +20,7 @@ TOP = "/sys/fs/cgroup"
 UNIFIED = "/sys/fs/cgroup/unified"
 """Where v2 is beside v1, on hosts that have both."""
 KILL_SECONDS = 5.0
+LOOK_SECONDS = 0.005
 
 
 def mark(root: str) -> str:
@@ -67,18 +70,29 @@ def remove(path: str) -> bool:
 def clear(path: str) -> None:
     """Kills whatever is left in the cgroup *path* and removes it: for one that is a single container's alone.
 
-    A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it.
+    A runtime that was killed half-way knows nothing of its container, and so cannot be asked to delete it. What has
+    ended is in its cgroup until somebody has reaped it, and nothing says when: so it is tried again, for a while.
     """
-    for top in directories(path):
-        for directory, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
-                for pid in [int(line) for line in file]:
-                    _kill(pid)
-            if directory != top:
-                with contextlib.suppress(OSError):  # then neither can what it is in, and that is told
-                    os.rmdir(directory)
-    if not remove(path):
-        log.warning("the cgroup %s is not empty and was left behind", path)
+    end, pause = time.monotonic() + KILL_SECONDS, threading.Event()
+    while True:
+        for top in directories(path):
+            for directory, _, _ in os.walk(top, topdown=False):
+                _kill_all(directory)
+                if directory != top:
+                    with contextlib.suppress(OSError):  # then neither can what it is in, and that is told
+                        os.rmdir(directory)
+        if remove(path):
+            return
+        if time.monotonic() > end:
+            log.warning("the cgroup %s is not empty and was left behind", path)
+            return
+        pause.wait(LOOK_SECONDS)
+
+
+def _kill_all(directory: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
+        for pid in [int(line) for line in file]:
+            _kill(pid)
 
 
 def _kill(pid: int) -> None:
@@ -87,6 +101,7 @@ def _kill(pid: int) -> None:
         pidfd = proc.pidfd_open(pid)
         try:
             proc.pidfd_send_signal(pidfd, signal.SIGKILL)
+            thaw(pid)
             proc.wait_pidfd(pidfd, KILL_SECONDS)
         finally:
             os.close(pidfd)
@@ -110,14 +125,38 @@ def runs(pid: int, path: str) -> bool:
         return False
 
 
-def thaw(pid: int) -> None:
-    """Lets a process that cgroup v1 has frozen take the SIGKILL that it was sent; v2 kills frozen ones as well."""
+def _freezer(pid: int) -> tuple[str, str, str] | None:
+    """The file that says whether that process is frozen, and what it says if it is and if it is not. ``None``: none."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+        paths = dict(line.strip().split(":", 2)[1:] for line in file)
+    path = paths.get("freezer", "/")
+    if path != "/":
+        return f"{TOP}/freezer{path}/freezer.state", "FROZEN", "THAWED"
+    path = paths.get("", "/")
+    return (f"{TOP}{path}/cgroup.freeze", "1", "0") if unified() and path != "/" else None
+
+
+def frozen(pid: int) -> bool:
+    """Is the process *pid* in a cgroup that is frozen?"""
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line.strip().split(":", 2)[2] for line in file if ":freezer:" in line), None)
-        if path is not None and path != "/":
-            with open(f"{TOP}/freezer{path}/freezer.state", "w", encoding="utf-8") as state:
-                state.write("THAWED")
+        freezer = _freezer(pid)
+        if freezer is None:
+            return False
+        path, frozen, _ = freezer
+        with open(path, encoding="ascii") as state:
+            return state.read().strip() == frozen
+    except OSError:
+        return False  # it has ended
+
+
+def thaw(pid: int) -> None:
+    """Lets a frozen process go on: to take the SIGKILL that it was sent (v2 kills frozen ones as well), or for good."""
+    try:
+        freezer = _freezer(pid)
+        if freezer is not None:
+            path, _, thawed = freezer
+            with open(path, "w", encoding="ascii") as state:
+                state.write(thawed)
     except (FileNotFoundError, ProcessLookupError):
         pass  # it has ended
     except OSError as error:

@@ -418,6 +418,9 @@ class ContainerdEngine(Operations):
         if cut_off is not None:  # a create that had not begun before fails from here on: there is no such container
             cutstart.see_end(cut_off)
         if record is not None:
+            # What deletes for a shim that was killed does not wait until its processes are gone; it is its alone.
+            if record.cgroup == f"/ctrd-{cgroups.mark(self.root)}-{id}" and cgroups.directories(record.cgroup):
+                cgroups.clear(record.cgroup)
             self._rootfs.remove(record)
         with self._lock:
             self._records.pop(id, None)

@@ -27,7 +27,7 @@ from libctrd._worker import Worker
 from libctrd.engine import taskshim
 from libctrd.engine.base import ProcessSnapshot, Sink
 from libctrd.engine.channel import Channel
-from libctrd.errors import ClosedError, CtrdError, DeadlineError, NotFoundError
+from libctrd.errors import ClosedError, CtrdError, DeadlineError, NotFoundError, UnavailableError
 from libctrd.reactor import Reactor
 from libctrd.state import INIT, UNKNOWN_EXIT, Event, ExitStatus
 
@@ -49,7 +49,7 @@ _HOLDS = {
     "exec-started": "containerd.events.TaskExecStarted",
 }
 """What an event's envelope holds, by the last part of its topic."""
-STOPPED, PAUSED = 3, (4, 5)
+CREATED, STOPPED, PAUSED = 1, 3, (4, 5)
 """Of containerd's task states: ``STOPPED``; ``PAUSED`` and ``PAUSING``."""
 
 
@@ -219,7 +219,11 @@ class Exits:
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._thread = Worker(self._run, "ctrd-containerd")
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except UnavailableError:
+                    self._thread = None  # whoever comes next tries anew
+                    raise
 
     def subscribed(self) -> None:
         """Returns once events come in, so that none of what is asked for from now on is missed."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from libctrd._worker import Worker
 from libctrd.engine.base import Record
-from libctrd.errors import CtrdError
+from libctrd.errors import CtrdError, UnavailableError
 
 log = logging.getLogger("libctrd")
 
@@ -39,9 +39,17 @@ class Late:
         """From now on it is tried. *record* tells the container from a later one of that id, where it is known."""
         with self._lock:
             self._table[id] = record
-            if self._thread is None and not self._closing:
-                self._thread = Worker(self._run, "ctrd-late")
+            self._begin()
+
+    def _begin(self) -> None:
+        """With the lock held."""
+        if self._thread is None and self._table and not self._closing:
+            self._thread = Worker(self._run, "ctrd-late")
+            try:
                 self._thread.start()
+            except UnavailableError as error:
+                self._thread = None  # whoever comes next tries anew
+                log.warning("what is to be deleted waits for others to come: %s", error)
 
     def settle(self, id: str) -> None:
         """Deletes the container *id* at once if it is still to be. Raises what *delete* does."""
@@ -56,6 +64,8 @@ class Late:
 
     def hurry(self) -> None:
         """The daemon may be back: whatever waits is tried now."""
+        with self._lock:
+            self._begin()
         self._wake.set()
 
     def _run(self) -> None:

@@ -87,6 +87,20 @@ class Latecomer:
         if new:
             self._sink(Event(id, "start-container", pid=pid))
 
+    def _never_ran(self, id: str) -> bool:
+        """The shim of a container that others start has gone, and never said that it runs: has that start failed? Then
+        whoever wanted it hears of that, and for all others there was no container.
+        """
+        with self._lock:
+            if id not in self._started_elsewhere:
+                return False
+            self._started_elsewhere.discard(id)
+        try:
+            snapshot = self.snapshot(id)
+        except CtrdError:
+            return True
+        return snapshot.status == "created" or (snapshot.exit is not None and not snapshot.exit.known)
+
     def _stop_watching(self) -> None:
         with self._lock:
             newcomers, self._newcomers = self._newcomers, None

@@ -7,7 +7,6 @@ socket, the runtime's own state. So every process of this user sees every contai
 from __future__ import annotations
 
 import _socket as socket  # see `libctrd.engine.shim`
-import contextlib
 import os
 import threading
 from datetime import datetime, timezone
@@ -159,7 +158,7 @@ class LocalEngine(Latecomer, LocalOperations):
             self.record(id)  # still there? While it is removed the record goes first
             return Snapshot("created")
         if pid and cgroups.runs(pid, record.cgroup):
-            return Snapshot("running", pid)  # its shim was killed
+            return Snapshot("paused" if cgroups.frozen(pid) else "running", pid)  # its shim was killed
         return Snapshot("stopped", exit=ExitStatus(UNKNOWN_EXIT, known=False))
 
     def _directory(self, id: str) -> str:
@@ -363,6 +362,9 @@ class LocalEngine(Latecomer, LocalOperations):
             return  # it ended with something unread: what it said before comes with the next look, and then its end
         if not packet:
             self._shim_of_processes_gone(id)
+            if self._never_ran(id):
+                self._take(id, peer)
+                return
             if not self._take(id, peer) and not self._shim_gone(id, seen=True):
                 # Its directory was taken away with its shim: nobody can know the code, but nobody may wait for ever.
                 self._sink(Event(id, "exit", INIT, ExitStatus(UNKNOWN_EXIT, known=False)))
@@ -442,6 +444,7 @@ class LocalEngine(Latecomer, LocalOperations):
             return
         plain = not force and self._is_plain(id)
         retired = None if force else self._retire(id)
+        orphaned = False
         try:
             if retired is not None:
                 retired.end(plain)
@@ -456,6 +459,7 @@ class LocalEngine(Latecomer, LocalOperations):
             if retired is not None:
                 retired.ended()
             self._delete_orphan(id, where)
+            orphaned = True
         except BaseException:
             if retired is not None:
                 self._take_back(id, retired)
@@ -464,11 +468,8 @@ class LocalEngine(Latecomer, LocalOperations):
             starter = self._shims.get(id)
         if starter is not None:
             starter.gone.wait()
-        if force:
-            with contextlib.suppress(NotFoundError):
-                cgroup = self.record(id).cgroup
-                if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
-                    cgroups.clear(cgroup)
+        if force or orphaned:
+            self._clear_cgroup(id)
 
     def _is_plain(self, id: str) -> bool:
         try:

@@ -72,6 +72,9 @@ class LocalOperations(Further):
     def _change(self, id: str, change: str) -> None:
         try:
             shim.request(self._directory(id), change)
+        except NotFoundError:
+            if change != "resume" or not self._resume_orphan(id):
+                raise
         except UnavailableError as error:
             if error.errno == errno.EALREADY:
                 raise so_already(id, change) from error

@@ -18,7 +18,7 @@ from libctrd import ids, protos
 from libctrd.engine import metrics
 from libctrd.engine.base import Ends, ProcessSnapshot, so_already
 from libctrd.engine.channel import Channel
-from libctrd.engine.exits import STOPPED, TASKS, Exits, exec_id, exit_status
+from libctrd.engine.exits import CREATED, STOPPED, TASKS, Exits, exec_id, exit_status
 from libctrd.errors import InvalidArgumentError, NotFoundError, RuntimeFailedError
 from libctrd.state import INIT, Stats
 from libctrd.stdio import STREAMS, fifos_in
@@ -78,6 +78,8 @@ class Operations:
         for name in sorted(fifos_in(record.bundle) - known - {INIT}):
             with contextlib.suppress(NotFoundError, InvalidArgumentError):  # they are left of one that has gone
                 process = self._get(record.id, name)
+                if process.status == CREATED:  # it runs once its client asks for that; one that was killed never will
+                    continue
                 end = exit_status(process.exit_status, process.exited_at) if process.status == STOPPED else None
                 found.append(ProcessSnapshot(name, process.pid, end, process.terminal))
         return found
@@ -113,7 +115,12 @@ class Operations:
         request = protos.message("containerd.services.tasks.v1.CloseIORequest")(
             container_id=id, exec_id=exec_id(process), stdin=True
         )
-        self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
+        try:
+            self._call(f"{TASKS}/CloseIO", request, f"close stdin of process {process!r} of container {id!r}")
+        except RuntimeFailedError as error:
+            if error.output.endswith(": not found"):  # a shim has no code for a further process that is gone
+                raise NotFoundError(str(error)) from error
+            raise
 
     def resize(self, id: str, process: str, width: int, height: int) -> None:
         """See `Engine.resize`."""

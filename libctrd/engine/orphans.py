@@ -8,6 +8,7 @@ A part of `libctrd.engine.local.LocalEngine`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -40,6 +41,7 @@ class Orphans:
         def _told_end(self, id: str, name: str) -> int: ...
         def _orphaned_of(self, id: str) -> list[str]: ...
         def _arguments(self, record: Record, flags: str) -> list[str]: ...
+        def _own_cgroup(self, id: str) -> str: ...
 
     def _shim_gone(self, id: str, seen: bool = False) -> bool:
         """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
@@ -119,6 +121,15 @@ class Orphans:
         finally:
             os.close(pidfd)
 
+    def _resume_orphan(self, id: str) -> bool:
+        """Thaws a container whose shim was killed while it was paused; else nobody could. False when it is not so."""
+        snapshot = self.snapshot(id)
+        if snapshot.status != "paused":
+            return False
+        cgroups.thaw(snapshot.pid)
+        self._sink(Event(id, "resume"))
+        return True
+
     def _send(self, id: str, pid: int, pidfd: int, number: int) -> None:
         """Sends a signal to the process *pid* of a container, if it is in there: looked at now that *pidfd* is open, so
         that the pid cannot become another's.
@@ -128,6 +139,15 @@ class Orphans:
         proc.pidfd_send_signal(pidfd, number)
         if number == signal.SIGKILL:
             cgroups.thaw(pid)
+
+    def _clear_cgroup(self, id: str) -> None:
+        """A runtime that deletes by force does not wait until all processes have gone, and one that was killed knows of
+        none: what is still there goes, if it is that container's alone.
+        """
+        with contextlib.suppress(NotFoundError):
+            cgroup = self.record(id).cgroup
+            if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
+                cgroups.clear(cgroup)
 
     def _delete_orphan(self, id: str, where: str) -> None:
         """Deletes what a shim that was killed has left with the runtime."""

@@ -1,6 +1,7 @@
 """Which OCI runtime to use here, found out once a boot: crun if it works, else runc, or the one that is named."""
 
 # Without `from __future__ import annotations`: of text msgspec would have to compile each annotation, at every start.
+import errno
 import os
 import threading
 from typing import Any, Final
@@ -10,8 +11,9 @@ from msgspec import Struct
 
 from libctrd import proc
 from libctrd import spec as specs
+from libctrd._checks import one_line
 from libctrd.engine import remembered, shim
-from libctrd.errors import CtrdError, NotFoundError, RuntimeFailedError, UnavailableError
+from libctrd.errors import NotFoundError, RuntimeFailedError, UnavailableError, from_os_error
 from libctrd.locks import Locks
 
 PREFERRED = ("crun", "runc")
@@ -151,10 +153,17 @@ def _remember(known: dict[str, Runtime]) -> None:
 
 
 def _try(path: str) -> Runtime:
-    """Starts a container whose program is missing: a runtime that complains of just that has done all the rest."""
+    """Starts a container whose program is missing: a runtime that complains of just that has done all the rest.
+
+    What is found out is remembered until the next boot. So nothing is, where it was the host that had no room just now,
+    or somebody killed the runtime: `UnavailableError` then.
+    """
     why_not = ""
     for hide in (False, True):
-        said = _start_nothing(path, hide)
+        try:
+            said = _start_nothing(path, hide)
+        except OSError as error:
+            raise from_os_error(error, f"make a container to try the OCI runtime {path!r} with") from error
         if _MISSING in said or "no such file" in said.lower():
             told = output_of(path, "--version")
             lacks = told.startswith(_KNOWN) and "seccomp" not in told.lower()
@@ -197,14 +206,22 @@ def _start_nothing(path: str, hide_unified: bool) -> str:
             starter = shim.Shim(directory, arguments)
             starter.started()
         except RuntimeFailedError as error:
-            return error.output or str(error)
-        except CtrdError as error:
-            return str(error)
+            said = error.output or str(error)
+            if (error.exit_code or 0) in _KILLED or any(word in said.lower() for word in _PASSING):
+                why = one_line(said)
+                raise UnavailableError(f"could not try the OCI runtime {path!r}: {why}: try again") from error
+            return said
         shim.request(directory, "undo")  # it claims to have started a program that is not there
         starter.ended()
         return "it starts programs that do not exist"
 
 
+_KILLED = range(129, 193)  # by a signal
+_PASSING = tuple(
+    os.strerror(number).lower()
+    for number in (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+)
+"""What runtimes say of a host that has no room at this moment."""
 _KNOWN: Final = ("crun version 1.", "runc version 1.")
 
 

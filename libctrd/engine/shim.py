@@ -146,7 +146,10 @@ def connect(directory: str, name: str = SOCKET) -> socket.socket:
 
     *name* is that of the socket, for another program of ours than a container's shim.
     """
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise from_os_error(error, f"make the socket to the shim in {directory!r} (socket)") from error
     try:
         handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
