@@ -7,6 +7,7 @@ with its code. RELIABILITY.md names these tests, and those elsewhere, by the rac
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import threading
@@ -221,7 +222,8 @@ def test_an_end_before_the_output_is_delivered(
     and who ends after it loses what is still on its way.
     """
     reader, writer = os.pipe()
-    size = 500_000
+    fcntl.fcntl(writer, 1031, 4096)  # F_SETPIPE_SZ: much smaller than the fifo
+    size = 60_000
     container = client.create("web", spec(f"yes | head -c {size}; exit 9"))
     container.start(Stdio(NULL, writer, NULL))
     os.close(writer)
