@@ -31,7 +31,7 @@ from libctrd.errors import (
 )
 from libctrd.locks import Locks
 from libctrd.owning import Owners
-from libctrd.starting import chosen_spec
+from libctrd.starting import chosen_spec, labels_of, strings
 from libctrd.state import Event
 from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
 from libctrd.telling import Telling
@@ -111,7 +111,7 @@ class Client(Telling):
         """
         self._check_open()
         ids.check(id)
-        wanted = Wanted(runtime, _strings(runtime_args), _labels(labels), image, snapshot, tuple(mounts))
+        wanted = Wanted(runtime, strings(runtime_args), labels_of(labels), image, snapshot, tuple(mounts))
         specs.validate(spec)
         if wanted.has_rootfs:
             if (bool(image), bool(snapshot), bool(mounts)).count(True) > 1:
@@ -475,19 +475,6 @@ class Client(Telling):
 
     def __repr__(self) -> str:
         return f"<Client of {self.address}>"
-
-
-def _strings(arguments: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    if not isinstance(arguments, (tuple, list)) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
-        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings (without NUL)")
-    return tuple(arguments)
-
-
-def _labels(labels: Mapping[str, str] | None) -> dict[str, str]:
-    given = dict(labels or {})
-    if not all(isinstance(text, str) and "\0" not in text for pair in given.items() for text in pair) or "" in given:
-        raise InvalidArgumentError(f"labels={labels!r} are no mapping of names to strings (without NUL)")
-    return given
 
 
 def _write(path: str, data: bytes) -> None:

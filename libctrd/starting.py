@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from libctrd import spec as specs
@@ -193,3 +193,18 @@ def chosen_spec(
     if image is None and (settings or args is not None):
         raise InvalidArgumentError(f"{', '.join(settings) or 'args'}: these belong into the spec that was given")
     return spec
+
+
+def strings(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The ``runtime_args`` of a container. Raises `InvalidArgumentError` for what is no list of strings."""
+    if not isinstance(arguments, (tuple, list)) or not all(isinstance(a, str) and "\0" not in a for a in arguments):
+        raise InvalidArgumentError(f"runtime_args={arguments!r} is no list of strings (without NUL)")
+    return tuple(arguments)
+
+
+def labels_of(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """The labels of a container. Raises `InvalidArgumentError` for what is no mapping of names to strings."""
+    given = dict(labels or {})
+    if not all(isinstance(text, str) and "\0" not in text for pair in given.items() for text in pair) or "" in given:
+        raise InvalidArgumentError(f"labels={labels!r} are no mapping of names to strings (without NUL)")
+    return given
