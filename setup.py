@@ -119,7 +119,7 @@ shim = Extension(
     SHIM,
     [
         "pyx/shim.c",
-        *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio", "keep", "text")),
+        *(f"pyx/shim_{part}.c" for part in ("options", "runtime", "children", "exec", "stdio", "keep", "log", "text")),
     ],
     depends=["pyx/shim.h"],
     extra_compile_args=[*flavour.CFLAGS, "-fPIE"],

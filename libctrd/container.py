@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from libctrd import directory as directories
 from libctrd import ids, proc, starting
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from libctrd.client import Client
+    from libctrd.logs import Entries
     from libctrd.relay import Buffer
     from libctrd.stdio import Callback, Choice, Stdio, Text
 
@@ -168,6 +169,9 @@ class Container(Asking):
         *,
         unattended: Unattended = "hold",
         log: str | None = None,
+        log_format: Literal["raw", "json"] = "raw",
+        log_size: int = 0,
+        log_files: int = 1,
         drain_timeout: float | None = None,
         auto_remove: bool = False,
         checkpoint: str | None = None,
@@ -179,7 +183,9 @@ class Container(Asking):
 
         *stdio* says what becomes of its streams: `PIPE`, `INHERIT`, `NULL`, `DETACHED`, a `Stdio`, or a function that
         is called with an `IOPipe` before the engine is asked (C6). *unattended* says what becomes of output while no
-        client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*).
+        client reads it: ``hold`` (the container waits), ``discard``, or ``log`` (appended to the file *log*, as it
+        comes or with *log_format* ``json`` as lines with a time each; after *log_size* bytes, 0 for never, the file
+        becomes ``FILE.1``, and *log_files* such old ones are kept; `logs` reads them).
         *drain_timeout* is how many seconds after the end output is waited for that some other process keeps open;
         ``None`` is for as long as it takes (C28). *auto_remove* is for a detached container whose output is drained:
         it goes by itself once it has ended, without a client. *checkpoint* is the directory of a checkpoint to go on
@@ -193,8 +199,11 @@ class Container(Asking):
             raise InvalidArgumentError(f"unattended={unattended!r} is not known: say 'hold', 'discard' or 'log'")
         if (unattended == "log") != (log is not None):
             raise InvalidArgumentError("log=FILE belongs to unattended='log': give both or neither")
+        log_file = None
         if log is not None:
-            log = absolute(log, "log")
+            from libctrd import logs  # not at every start
+
+            log_file = logs.wanted(absolute(log, "log"), log_format, log_size, log_files)
         seconds_of(drain_timeout, "drain_timeout=")
         as_text = _text(text, encoding, errors)
         client = self._client
@@ -203,7 +212,7 @@ class Container(Asking):
                 self,
                 stdio,
                 unattended=unattended,
-                log_file=log or "",
+                log_file=log_file,
                 drain_timeout=drain_timeout,
                 auto_remove=auto_remove and not directories.clean_disabled(),
                 checkpoint=absolute(checkpoint, "checkpoint") if checkpoint is not None else "",
@@ -253,6 +262,16 @@ class Container(Asking):
         if init is None:
             raise InvalidArgumentError(f"container {self.id!r} was not started by this client: attach to it first")
         return init._communicate(self.wait, input, timeout)
+
+    def logs(self, *, follow: bool = False, since: datetime | None = None, tail: int | None = None) -> Entries:
+        """What its log holds, line by line, the files that were kept first: of one that was started with *log*.
+
+        *follow* goes on until it has ended. *since* leaves out what is older, *tail* all but the last so many lines.
+        Raises `NotFoundError` when it has no log, `InvalidArgumentError` for *since* with a raw one: that has no times.
+        """
+        from libctrd import logs  # the rare case
+
+        return logs.Entries(self, follow=follow, since=since, tail=tail)
 
     def _told(self) -> Container:
         """The object that hears of its end: itself in the client that started it."""

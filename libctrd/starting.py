@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from libctrd import spec as specs
 from libctrd._checks import one_line
 from libctrd._log import log
-from libctrd.engine.base import CreateRequest, ExecRequest, Unattended
+from libctrd.engine.base import CreateRequest, ExecRequest, Log, Unattended
 from libctrd.errors import (
     AlreadyExistsError,
     CtrdError,
@@ -41,7 +41,7 @@ def launch(
     streams: Choice | Stdio | Callback,
     *,
     unattended: Unattended,
-    log_file: str,
+    log_file: Log | None,
     drain_timeout: float | None,
     auto_remove: bool,
     checkpoint: str,
@@ -82,6 +82,10 @@ def launch(
             auto_remove=auto_remove,
             checkpoint=checkpoint,
         )
+        if log_file is not None:
+            from libctrd import logs  # not at every start
+
+            logs.remember(container, log_file)
         asked = True
         pid = client._engine.create(request)
     except BaseException as error:
@@ -100,6 +104,8 @@ def launch(
                 log.warning("container %s could not be started, and not be cleaned: %s", container.id, left)
                 client._forget(container)
         else:
+            if log_file is not None:
+                logs.forget(container)
             client._engine.unclaim(container._record)
             client._forget(container)
         if isinstance(error, RuntimeFailedError) and said:  # a runtime that knows no log has told it there

@@ -11,14 +11,15 @@
  * Every signal is blocked for good; SIGCHLD is read from a signalfd, and children start with an empty mask.
  *
  *   ctrd-shim OPTION... ID -- RUNTIME [ARG...]      descriptors: 3 the starter's socket, 4 the state directory
- *     --state, --bundle, --root DIR; --memory-cgroup DIR; --log FILE; --stdin, --stdout, --stderr FIFO;
+ *     --state, --bundle, --root DIR; --memory-cgroup DIR; --stdin, --stdout, --stderr FIFO;
+ *     --log FILE, --log-limit BYTES after which it begins anew, --log-kept N files of it that are kept then;
  *     --restore DIR of a checkpoint to go on from; --cgroup PATH, when its cgroups are all that the runtime leaves;
  *     --flags of these letters: t terminal, d discard what nobody reads, u hide cgroup v2, k kill what init leaves,
  *     p no pivot, x only undo,
  *     r remove everything once it has ended and its output was drained: for a container that no client waits for,
  *     a the starter reads its output himself, as if he had said "attach",
  *     s descriptor 5 is a sealed copy of the runtime, to be used while the starter is there,
- *     g pipes may grow: nobody's share is used up by that,
+ *     j the log is of lines of JSON, g pipes may grow: nobody's share is used up by that,
  *     f what a terminal has told last is written on when we have ended, as long as somebody may read it.
  *     (--state DIR --keep alone: see shim_keep.c.)
  *
@@ -448,7 +449,7 @@ static void turn(void)
 	if (answer(at_listener))
 		accept_peer();
 	for (int k = 0; k < 2; k++)
-		if (answer(at_out[k]) && !drain(INIT->io.out_read[k]))
+		if (answer(at_out[k]) && !drain(k))
 			close_fd(&INIT->io.out_read[k]);
 	settle_init();
 	run_wanted();
@@ -484,7 +485,6 @@ int main(int argc, char **argv)
 	unlinkat(STATE_FD, TTY_NAME, 0);
 	if (INIT->state == STARTING)
 		unmark();
-	log_the_rest();
 	answer_the_last();
 	flush_terminals();
 	return 0;

@@ -7,6 +7,7 @@
  *   shim_children.c which processes are ours, and how they ended before anybody knew them
  *   shim_exec.c     further processes
  *   shim_stdio.c    fifos, terminals, output that nobody reads
+ *   shim_log.c      the log of output that nobody reads
  *   shim_keep.c     a process of its own: what is unread of containers that are gone
  */
 #define _GNU_SOURCE
@@ -61,8 +62,10 @@ struct options {
 	const char *uid_map, *gid_map; /* see hide_unified_without_root */
 	char *runtime[MAX_ARGS];
 	int runtime_argc;
-	bool terminal, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
+	bool terminal, log_json, hide_unified, kill_rest, no_pivot, undo, auto_remove, attended, sealed, grow, flush;
 	enum unattended unattended;
+	long long log_limit; /* 0: none */
+	int log_kept;
 };
 extern struct options opt;
 
@@ -125,7 +128,7 @@ extern int listener, signals;
 extern struct peer peers[MAX_PEERS]; /* only the first peer_count have ever been used, and touched */
 extern int peer_count;
 
-extern int null_fd, log_fd;
+extern int null_fd;
 extern int oom_fd, oom_control; /* v1: an eventfd and memory.oom_control; v2: only memory.events */
 extern bool oom_is_v2, ending;
 extern char packet[PACKET]; /* for replies that are put together */
@@ -191,10 +194,14 @@ void receive_terminal(struct streams *io);
 void hand_over(int peer, const struct streams *io);
 bool pump(struct pipe_buffer *b, bool readable);
 bool type_end_of_file(struct pipe_buffer *b);
-bool drain(int fd);
-void log_the_rest(void);
+bool drain(int stream);
 void flush_terminal(struct streams *io);
 void flush_terminals(void);
+
+/* shim_log.c */
+int open_log(void);
+void log_output(int stream, const char *bytes, size_t size);
+void log_the_rest(void);
 
 /* shim_keep.c */
 _Noreturn void keep_unread(void);

@@ -27,6 +27,10 @@ void parse(int argc, char **argv)
 			opt.cgroup = value;
 		else if (strcmp(name, "--log") == 0)
 			opt.log = value, opt.unattended = LOG;
+		else if (strcmp(name, "--log-limit") == 0)
+			opt.log_limit = strtoll(value, NULL, 10);
+		else if (strcmp(name, "--log-kept") == 0)
+			opt.log_kept = (int)strtol(value, NULL, 10);
 		else if (strcmp(name, "--restore") == 0)
 			opt.restore = value;
 		else if (strcmp(name, "--uid-map") == 0)
@@ -48,6 +52,7 @@ void parse(int argc, char **argv)
 			opt.auto_remove = strchr(value, 'r') != NULL;
 			opt.attended = strchr(value, 'a') != NULL;
 			opt.sealed = strchr(value, 's') != NULL;
+			opt.log_json = strchr(value, 'j') != NULL;
 			opt.grow = strchr(value, 'g') != NULL;
 			opt.flush = strchr(value, 'f') != NULL;
 			if (strchr(value, 'd') != NULL)
@@ -216,8 +221,7 @@ void set_up(void)
 		return;
 	if ((INIT->record_fd = make_record(RECORD_TEMP)) < 0)
 		die("write", RECORD_TEMP);
-	if (opt.unattended == LOG &&
-	    (log_fd = open(opt.log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600)) < 0)
+	if (opt.unattended == LOG && (errno = open_log()) != 0)
 		die("open", opt.log);
 	if ((errno = open_stdio(&INIT->io, opt.stdio, &failed)) != 0)
 		die("open", failed);

@@ -95,6 +95,7 @@ void init_ended(void)
 	char text[RECORD];
 	int code = WIFSIGNALED(init_status) ? 128 + WTERMSIG(init_status) : WEXITSTATUS(init_status);
 
+	log_the_rest();
 	clock_gettime(CLOCK_REALTIME, &now);
 	look_for_oom();
 	INIT->state = STOPPED;

@@ -1,7 +1,7 @@
 /* ctrd-shim, third part: the fifos, the terminals, and output that nobody reads. */
 #include "shim.h"
 
-int null_fd = -1, log_fd = -1;
+int null_fd = -1;
 
 /* Apart from the table of processes, whose every entry in use would else begin on pages of its own: most have no terminal. */
 static char blocks[MAX_PROCESSES][2][BLOCK] APART;
@@ -251,35 +251,19 @@ void flush_terminals(void)
 			flush_terminal(&processes[k].io);
 }
 
-/* Output that nobody reads: thrown away or written to the log, as the starter chose. False: its end. */
-bool drain(int fd)
+/* Output of init's that nobody reads: thrown away or written to the log, as the starter chose. False: its end. */
+bool drain(int stream)
 {
 	char block[BLOCK];
-	ssize_t n, done = 0;
+	int fd = INIT->io.out_read[stream];
+	ssize_t n;
 
 	if (opt.unattended == DISCARD) {
 		n = splice(fd, NULL, null_fd, NULL, 1 << 20, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
 		return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
 	}
 	n = read(fd, block, sizeof block);
-	while (done < n) { /* a full disk loses log lines, as it does for everyone, but never stops the container */
-		ssize_t put = write(log_fd, block + done, (size_t)(n - done));
-		if (put < 0 && errno != EINTR)
-			break;
-		done += put > 0 ? put : 0;
-	}
+	if (n > 0)
+		log_output(stream, block, (size_t)n);
 	return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
-}
-
-/* What is in the fifos when a container is removed belongs into its log as well. Not more than that: somebody whom the
-   container has left behind may write on for ever. */
-void log_the_rest(void)
-{
-	for (int k = 0; k < 2 && opt.unattended == LOG && !somebody_reads(); k++) {
-		int fd = INIT->io.out_read[k], left = 0;
-		if (fd < 0 || ioctl(fd, FIONREAD, &left) < 0)
-			continue;
-		for (; left > 0 && drain(fd); left -= BLOCK) {
-		}
-	}
 }

@@ -8,6 +8,7 @@ import inspect
 import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_every_name_is_there_and_what_may_take_time_is_a_coroutine(sync: type, m
         if isinstance(inspect.getattr_static(sync, name), property):
             assert isinstance(there, property), name
         elif name not in AT_ONCE:
-            assert inspect.iscoroutinefunction(there), name
+            assert inspect.iscoroutinefunction(there) or inspect.isasyncgenfunction(there), name
             assert there.__doc__, name
 
 
@@ -318,6 +319,25 @@ def test_a_character_that_comes_in_parts_is_one(any_client: Client, rootfs: str)
                 await asyncio.wait_for(container.stdout.read(10), 0.1)
             await container.stdin.write("\n")
             assert [line async for line in container.stdout] == ["\u00e4\n"]
+
+    asyncio_run(main())
+
+
+@pytest.mark.local("its shim writes the log")
+def test_a_log_is_followed_in_a_loop(any_client: Client, spec: Make, tmp_path: Path) -> None:
+    async def main() -> None:
+        client = aio.Client(any_client)
+        container = await client.create("web", spec("seq 2000; usleep 200000; echo end >&2; exit 3"))
+        settings = {"unattended": "log", "log": str(tmp_path / "log"), "log_format": "json"}
+        await container.start(aio.DETACHED, **settings)
+        found = [(entry.stream, entry.data) async for entry in container.logs(follow=True)]
+        assert found == [("stdout", b"%d\n" % number) for number in range(1, 2001)] + [("stderr", b"end\n")]
+        assert [entry.data async for entry in container.logs(tail=1)] == [b"end\n"]
+        async for entry in container.logs(follow=True):
+            assert entry.data == b"1\n"
+            break
+        assert (await container.wait(WAIT)).code == 3
+        await container.clean()
 
     asyncio_run(main())
 

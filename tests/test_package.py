@@ -51,7 +51,7 @@ LAYERS = (
     ),
     ("stdio",),
     ("engine.base", "events"),
-    ("owning", "text", "unread"),
+    ("logs", "owning", "text", "unread"),
     ("process",),
     ("attaching", "changes", "starting", "telling"),
     ("asking",),
@@ -117,7 +117,7 @@ LAYERS = (
     ("aio.mirror", "aio.streams"),
     ("aio.containers",),
     ("aio.clients",),
-    ("aio", "testing"),
+    ("aio", "doctor", "testing"),
     ("serve.changes", "serve.eventlog", "serve.keeper", "serve.metrics", "serve.sockets"),
     ("serve.wire",),
     ("serve.checkpoints", "serve.descriptions"),
@@ -379,7 +379,8 @@ def test_the_import_takes_little_time() -> None:
 
 
 def test_no_file_is_long() -> None:
-    lengths = {name: text.count("\n") for name, text in texts().items()}
+    written = {name: text for name, text in texts().items() if name != "share/ctrd.1"}  # that is made by gen_man.py
+    lengths = {name: text.count("\n") for name, text in written.items()}
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from libctrd import container as containers
 from libctrd import process as processes
-from libctrd.aio.loop import CALLS, STARTS, off, outlast
+from libctrd.aio.loop import CALLS, STARTS, crossing, off, outlast, settle
 from libctrd.aio.mirror import Mirror, mirrored, until
 from libctrd.aio.streams import Reader, Writer, communicate, in_loop, reader_of, writer_of
 from libctrd.errors import InvalidArgumentError, NotFoundError
+from libctrd.logs import Entries, LogEntry
 from libctrd.state import INIT, ExitStatus
 from libctrd.stdio import PIPE
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from libctrd.stdio import Callback, Choice, Stdio
 
 _SIGKILL = "KILL"
+_LINES = 500  # of a log, that a thread reads at once
 
 
 class Process(Mirror):
@@ -198,6 +201,24 @@ class Container(Mirror):
     async def __aexit__(self, *_: object) -> None:
         """At the end of the block it is killed if it still runs, and cleaned; its pipes are closed."""
         await outlast(off(CALLS, self._sync.__exit__))
+
+    async def logs(
+        self, *, follow: bool = False, since: datetime | None = None, tail: int | None = None
+    ) -> AsyncIterator[LogEntry]:
+        """What its log holds, line by line, as `libctrd.Container.logs` gives it: ``async for entry in ...``."""
+        entries = await off(CALLS, partial(self._sync.logs, follow=follow, since=since, tail=tail), Entries.close)
+        try:
+            while not entries.finished:
+                found = await off(CALLS, partial(entries.take, _LINES))
+                for entry in found:
+                    yield entry
+                if not found and not entries.finished:
+                    way, waiter = crossing(), asyncio.get_running_loop().create_future()
+                    entries.ask(lambda way=way, waiter=waiter: way.call(lambda: settle(waiter)))  # type: ignore[misc]
+                    await waiter
+                    entries.look()
+        finally:
+            entries.close()
 
     info = mirrored(containers.Container.info)
     spec = mirrored(containers.Container.spec)

@@ -86,15 +86,36 @@ UNATTENDED: Final = (
         type=click.Choice(["hold", "discard"]),
         help="Its output while nobody reads it: hold it back, or let it go. [default: hold; detached: discard]",
     ),
-    parts.option("--log", metavar="FILE", help="Append its output to FILE while nobody reads it."),
+    parts.option("--log", metavar="FILE", help="Append its output to FILE while nobody reads it; see ctrd logs."),
+    parts.option(
+        "--log-format",
+        type=click.Choice(["raw", "json"]),
+        default="raw",
+        help="As it comes, or as lines of JSON with the time and the stream of each. [default: raw]",
+    ),
+    parts.option(
+        "--log-size", metavar="SIZE", default="0", help="Begin anew after so much, such as 10m. [default: never]"
+    ),
+    parts.option(
+        "--log-files", metavar="N", type=click.IntRange(1, 1000), default=1, help="Old files to keep. [default: 1]"
+    ),
 )
 
 
-def unattended(policy: str | None, log: str | None, *, default: str) -> dict[str, Any]:
-    """The keywords of `Container.start` for ``--unattended`` and ``--log``."""
-    if policy is not None and log is not None:
+def unattended(
+    *, unattended: str | None, log: str | None, log_format: str, log_size: str, log_files: int, default: str
+) -> dict[str, Any]:
+    """The keywords of `Container.start` for ``--unattended``, ``--log`` and what belongs to that."""
+    if unattended is not None and log is not None:
         raise click.UsageError("--log says what becomes of unattended output: leave --unattended out")
-    return {"unattended": "log" if log is not None else policy or default, "log": log}
+    if log is None:
+        if (log_format, log_size, log_files) != ("raw", "0", 1):
+            raise click.UsageError("--log-format, --log-size and --log-files are about a log: give --log FILE too")
+        return {"unattended": unattended or default}
+    from libctrd.spec import parse_size
+
+    rotation = {"log_size": parse_size(log_size), "log_files": log_files}
+    return {"unattended": "log", "log": log, "log_format": log_format, **rotation}
 
 
 def make_spec(

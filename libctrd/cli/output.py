@@ -24,31 +24,37 @@ line_end = "\n"
 
 def write(text: str) -> None:
     """Writes *text* to stdout, all of it. Raises `UnavailableError` when it cannot be written there."""
-    data = memoryview(text.encode("utf-8", "surrogateescape"))
-    while data:
+    write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(data: bytes, fd: int = 1) -> None:
+    """Writes *data* to stdout, or to stderr (2), all of it. Raises `UnavailableError` when that cannot be."""
+    left = memoryview(data)
+    while left:
         try:
-            data = data[os.write(1, data) :]
+            left = left[os.write(fd, left) :]
         except BrokenPipeError:
-            _silence()
+            _silence(fd)
         except BlockingIOError:
-            _wait_for_room()
+            _wait_for_room(fd)
         except OSError as error:
-            raise from_os_error(error, "write to standard output (write)") from error
+            name = "output" if fd == 1 else "error"
+            raise from_os_error(error, f"write to standard {name} (write)") from error
 
 
-def _silence() -> None:
-    """The reader has gone: from now on stdout is ``/dev/null``."""
+def _silence(fd: int) -> None:
+    """The reader has gone: from now on it is ``/dev/null``."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, fd)
     os.close(null)
 
 
-def _wait_for_room() -> None:
-    """Somebody else has set a shared stdout to nonblocking: it stays so, and we wait ourselves."""
+def _wait_for_room(fd: int) -> None:
+    """Somebody else has set what is shared to nonblocking: it stays so, and we wait ourselves."""
     import select
 
     poll = select.poll()
-    poll.register(1, select.POLLOUT)
+    poll.register(fd, select.POLLOUT)
     poll.poll()
 
 
@@ -161,6 +167,6 @@ def flush() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        _silence()
+        _silence(1)
     except OSError as error:
         raise from_os_error(error, "write to standard output (write)") from error

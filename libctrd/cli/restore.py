@@ -20,19 +20,19 @@ from libctrd.cli.group import Settings
 @click.pass_obj
 def command(
     settings: Settings,
+    /,
     id: str | None,
     interactive: bool,
     detach: bool,
-    unattended: str | None,
-    log: str | None,
     directory: str,
+    **unattended: Any,
 ) -> int:
     """Create a container like the one that ctrd checkpoint has written to the directory DIR, and go on from there.
 
     Its root file system must be where it was and as it was; of an image it is a fresh one. All else is as with ctrd
     run: it is attended until its end, or left to itself with -d.
     """
-    policy: dict[str, Any] = options.unattended(unattended, log, default="discard" if detach else "hold")
+    policy: dict[str, Any] = options.unattended(**unattended, default="discard" if detach else "hold")
     found = checkpoints.load(directory)
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals

@@ -33,6 +33,9 @@ def command(
     remove: bool,
     unattended: str | None,
     log: str | None,
+    log_format: str,
+    log_size: str,
+    log_files: int,
     args: tuple[str, ...],
     **chosen: Any,
 ) -> int:
@@ -43,7 +46,10 @@ def command(
 
     With -d it is left to itself: its id is printed, and ps, wait, kill and rm handle it from then on.
     """
-    policy = options.unattended(unattended, log, default="discard" if detach else "hold")
+    default = "discard" if detach else "hold"
+    policy = options.unattended(
+        unattended=unattended, log=log, log_format=log_format, log_size=log_size, log_files=log_files, default=default
+    )
     if detach and remove and policy["unattended"] == "hold":
         raise click.UsageError(
             "-d --rm cannot hold output that nobody will read: use --unattended discard or --log FILE"

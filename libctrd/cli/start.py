@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from libctrd.cli import options, output, parts
@@ -12,9 +14,7 @@ from libctrd.cli.group import Settings
 @parts.option("-a", "--attach", is_flag=True, help="Show its output, pass signals on, and wait for its end.")
 @options.apply((options.INTERACTIVE, *options.UNATTENDED, options.IDS))
 @click.pass_obj
-def command(
-    settings: Settings, attach: bool, interactive: bool, unattended: str | None, log: str | None, ids: tuple[str, ...]
-) -> int:
+def command(settings: Settings, /, attach: bool, interactive: bool, ids: tuple[str, ...], **unattended: Any) -> int:
     """Start containers that were created, and print their ids.
 
     They are left to themselves. With -a one is attended as by ctrd run: its exit code is ours, and when it has ended
@@ -22,7 +22,7 @@ def command(
     """
     if attach and len(ids) > 1:
         raise click.UsageError("only one container can be attended: give one ID with -a")
-    policy = options.unattended(unattended, log, default="hold" if attach else "discard")
+    policy = options.unattended(**unattended, default="hold" if attach else "discard")
     from libctrd.cli import starting
     from libctrd.cli.signals import Signals
 

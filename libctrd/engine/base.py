@@ -73,6 +73,17 @@ class Record(Struct, frozen=True, omit_defaults=True):
     foreign: bool = False
 
 
+class Log(Struct, frozen=True):
+    """A file for output that nobody reads: as it comes, or as lines of *json*. After *limit* bytes (0: none) it becomes
+    ``FILE.1``, and so on; *kept* of these are kept.
+    """
+
+    path: str
+    json: bool = False
+    limit: int = 0
+    kept: int = 1
+
+
 class CreateRequest(Struct, frozen=True):
     """What an engine is asked for when a container starts (C8). An empty fifo path means ``/dev/null``."""
 
@@ -82,7 +93,7 @@ class CreateRequest(Struct, frozen=True):
     stderr: str = ""
     no_pivot_root: bool = False
     unattended: Unattended = "hold"
-    log: str = ""
+    log: Log | None = None
     attended: bool = True
     auto_remove: bool = False
     checkpoint: str = ""

@@ -253,6 +253,7 @@ class LocalEngine(Latecomer, LocalOperations):
                 "p": request.no_pivot_root,
                 "r": request.auto_remove,
                 "a": request.attended,
+                "j": request.log is not None and request.log.json,
                 "g": request.unattended != "hold" and growing_is_free(),
                 "f": self._served,
             }.items()
@@ -264,13 +265,12 @@ class LocalEngine(Latecomer, LocalOperations):
         copy = sealed.copy(record.runtime) if runtimes.find(record.runtime).works else None
         if copy is not None:
             flags += "s"
-        for option, path in {"--stdin": request.stdin, "--stdout": request.stdout, "--stderr": request.stderr}.items():
+        paths = {"--stdin": request.stdin, "--stdout": request.stdout, "--stderr": request.stderr}
+        for option, path in {**paths, "--restore": request.checkpoint}.items():
             if path:
                 arguments += [option, path]
-        if request.unattended == "log":
-            arguments += ["--log", request.log]
-        if request.checkpoint:
-            arguments += ["--restore", request.checkpoint]
+        if (file := request.log) is not None:
+            arguments += ["--log", file.path, "--log-limit", str(file.limit), "--log-kept", str(file.kept)]
         arguments += self._arguments(record, flags)
         # Under the lock of the directory, so that of two who start it one is first, and nobody removes it half started.
         lock = directory.lock(where, wait=True)

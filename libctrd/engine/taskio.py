@@ -34,11 +34,15 @@ def of_start(request: CreateRequest) -> tuple[str, str, str]:
         sink = os.devnull
     elif terminal:
         raise UnsupportedError("the containerd engine cannot log the output of a terminal: leave --log or -t out")
-    elif stdout and stderr:
+    elif request.log is not None and (request.log.json or request.log.limit):
+        raise UnsupportedError(
+            "the containerd engine can only append output to a log as it comes: leave --log-format and --log-size out"
+        )
+    elif request.log is not None and stdout and stderr:
         import urllib.parse  # the rare case; it takes milliseconds
 
-        _touch(request.log)
-        sink = "file://" + urllib.parse.quote(request.log)
+        _touch(request.log.path)
+        sink = "file://" + urllib.parse.quote(request.log.path)
     else:
         raise UnsupportedError("the containerd engine can log both, stdout and stderr, or none: leave NULL out")
     return names(stdin, stdout and sink, stderr and sink, terminal)
