@@ -485,7 +485,6 @@ int main(int argc, char **argv)
 	unlinkat(STATE_FD, TTY_NAME, 0);
 	if (INIT->state == STARTING)
 		unmark();
-	log_the_rest();
 	answer_the_last();
 	flush_terminals();
 	return 0;

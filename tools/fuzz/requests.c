@@ -44,7 +44,7 @@ static void set_up_once(void)
 	INIT->pid = pid;
 	INIT->state = RUNNING;
 	null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	listener = signals = log_fd = oom_fd = -1;
+	listener = signals = oom_fd = -1;
 	opt.id = "fuzz";
 	opt.state = opt.bundle = opt.root = "/nowhere";
 	opt.runtime[0] = "/bin/false";
