@@ -58,7 +58,7 @@ def wanted(path: str, form: str, size: int, files: int) -> Log:
 
 
 def _record(container: Container) -> str:
-    """In our own directory for it: its bundle may be another user's, who could name any file of the host there (C19)."""
+    """In our own directory for it: the bundle may be another user's, who could name any file there (C19)."""
     return os.path.join(container._client._root, container.id, _RECORD)
 
 
