@@ -81,6 +81,20 @@ def test_events_are_handled_once_there_is_a_thread_again_though_no_other_comes(
     lanes.close()
 
 
+def test_with_no_thread_at_all_who_submits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes, own = Lanes("test-scarce"), reactor.Reactor("test-none")
+    monkeypatch.setattr(reactor, "shared", lambda: own)
+    done = threading.Event()
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(UnavailableError, match="could not start the thread 'test-none'"):
+            lanes.submit("a", done.set)
+    assert lanes.drain(0), "it is not kept"
+    lanes.submit("a", done.set)
+    assert done.wait(WAIT)
+    lanes.close()
+
+
 def test_a_reactor_without_a_thread_gets_one_later(monkeypatch: pytest.MonkeyPatch) -> None:
     own = reactor.Reactor("test-scarce")
     with monkeypatch.context() as scarce:

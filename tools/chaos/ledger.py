@@ -52,6 +52,7 @@ class Ledger:
         self.closed: dict[str, dict[str, set[int]]] = {}
         self.marks: dict[str, set[str]] = defaultdict(set)
         self.dead: set[tuple[int, int]] = set()
+        self.warm: set[tuple[int, int]] = set()
         self.parted: set[tuple[int, int]] = set()  # of these every record has been taken
         self.causes: list[Cause] = []
         self.heard: Counter[tuple[str, str]] = Counter()
@@ -105,6 +106,9 @@ class Ledger:
         self.last[who] = at
         self.counts[what] += 1
         if what == "hello":
+            return
+        if what == "warm":
+            self.warm.add(who)
             return
         if what == "bye":
             self.byes[who] = rest[0]
