@@ -301,6 +301,8 @@ class Judge:
             self.apart["exits told"] += 1
         elif begun and self._last_died(process):
             self.apart["exits that a killed client knew"] += 1
+        elif begun and self.forced and "its shim was killed" in self.marks:
+            self.apart["exits not known, of containers that were cleaned by force, for the shim was killed"] += 1
         elif begun and not (process != "init" and self.marks):
             self.faults.append(f"the exit of {process} was told to nobody")
 
@@ -346,7 +348,8 @@ class Judge:
                         self.faults.append(f"{process} {stream}: {missing} bytes are missing at {at}")
                     gap += missing
                     at = place + len(data)
-                reading = None
+                if data or reading == entry.who:  # an end that the next client finds does not clear a killed one
+                    reading = None
         self.apart["bytes read"] += at - gap
         if gap:
             self.apart["bytes that died with a client"] += gap
