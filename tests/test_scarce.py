@@ -16,7 +16,7 @@ import pytest
 from client_kit import Recorder
 from container_kit import WAIT, kill_shim, nothing_left
 from engine_kit import Place
-from field_kit import killed, need_root, python, said
+from field_kit import killed, need_root, output_of, python, said
 from fifo_kit import until
 
 from libctrd import NULL, PIPE, process, reactor
@@ -211,6 +211,42 @@ def test_no_room_for_a_socket_to_a_shim_is_a_clear_error(
             container.signal("KILL")
     container.signal("KILL")
     assert container.wait(WAIT).code == 137
+
+
+ONE_MORE = """
+    import os, sys, libctrd
+    from libctrd.engine import shim
+    address, group = sys.argv[1:]
+    engine = libctrd.connect(address)._engine
+    arguments = engine._arguments(engine.record("web"), "x")
+    with open(f"{group}/cgroup.procs", "w") as file:
+        file.write(str(os.getpid()))
+    with open(f"{group}/pids.current") as file:
+        now = int(file.read())
+    with open(f"{group}/pids.max", "w") as file:
+        file.write(str(now + 1))
+    try:
+        shim.undo(os.path.join(engine.root, "web"), arguments)
+    except libctrd.UnavailableError as error:
+        print(error)
+"""
+
+
+@pytest.mark.local("it is about the shim")
+def test_a_shim_that_cannot_start_a_runtime_to_undo_says_so_and_ends(
+    client: Client, spec: Make, state_dir: str
+) -> None:
+    """There is room for it, and for nothing more; it waited for ever, and who cleans with it."""
+    container = client.create("web", spec("sleep 1000"))
+    container.start(NULL)
+    kill_shim(state_dir, "web")
+    group = f"{cgroups.TOP if cgroups.unified() else cgroups.TOP + '/pids'}/ctrd-test-{os.getpid()}"
+    os.mkdir(group)
+    try:
+        assert "cannot be removed" in output_of(ONE_MORE, client.address, group)
+    finally:
+        os.rmdir(group)
+    container.clean(force=True)
 
 
 @pytest.mark.local("it watches the state directory")

@@ -70,7 +70,7 @@ class Ledger:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._wake, self._waker = os.pipe()
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="ledger")
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     # ---- what is told ------------------------------------------------------------------------------------------------
