@@ -72,7 +72,10 @@ class Lanes:
         self._closed = False
 
     def submit(self, lane: Hashable, job: Callable[[], None]) -> None:
-        """Runs *job* after all that was submitted for *lane* before. After `close` nothing is run."""
+        """Runs *job* after all that was submitted for *lane* before. After `close` nothing is run.
+
+        Raises `UnavailableError` when no thread can be had, and there is none that could try again later.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -83,7 +86,12 @@ class Lanes:
             self._queues[lane] = deque((job,))
             self._ready.append(lane)
             if not self._coming:
-                self._call()
+                try:
+                    self._call()
+                except UnavailableError:
+                    self._ready.remove(lane)
+                    del self._queues[lane]
+                    raise
 
     def _call(self) -> None:
         """Has another thread come when there is a lane for it, or when nobody looks out. With the lock held."""
@@ -116,9 +124,10 @@ class Lanes:
         self._retrying = True
         try:
             reactor.shared().later(self.RETRY_SECONDS, again)
-        except CtrdError as error:
-            self._retrying = False  # whoever submits something next tries as well
-            log.error("events wait for others to come: %s", error)
+        except UnavailableError:
+            self._retrying = False
+            if not self._busy:
+                raise
 
     def _work(self) -> None:
         turn = threading.Lock()

@@ -315,7 +315,7 @@ void spawn_runtime(enum op op, int peer)
 	if (runtime.pid == 0) {
 		runtime.op = NOTHING;
 		say_failed(peer, 127, LOG_NAME);
-		ending = op == START || ending;
+		ending = op == START || opt.undo || ending; /* there is nothing else that it could do */
 	}
 }
 

@@ -169,11 +169,14 @@ class Operations:
         try:
             found = self._process(id, process)
         except NotFoundError:
-            if process != INIT or self.snapshot(id).status != "stopped":
+            if process == INIT and self.snapshot(id).status != "stopped":
                 raise
             record = self.record(id)
             paths = {stream: fifo_path(record.bundle, process, stream) for stream in STREAMS}
-            return Ends(record.terminal, {stream: path for stream, path in paths.items() if _is_fifo(path)})
+            fifos = {stream: path for stream, path in paths.items() if _is_fifo(path)}
+            if process != INIT and not fifos:
+                raise
+            return Ends(record.terminal and process == INIT, fifos)
         paths = {stream: getattr(found, stream) for stream in STREAMS if stream != "stderr" or not found.terminal}
         return Ends(found.terminal, {stream: path for stream, path in paths.items() if _is_fifo(path)})
 

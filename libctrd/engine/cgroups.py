@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -26,6 +27,11 @@ LOOK_SECONDS = 0.005
 def mark(root: str) -> str:
     """What tells this state directory's cgroups from those of any other: eight hexadecimal digits."""
     return f"{zlib.crc32(os.fsencode(os.path.abspath(root))):08x}"
+
+
+def is_alone(path: str, id: str) -> bool:
+    """Is *path* such as an engine of ours gives to the container *id* alone? Others may be shared."""
+    return re.fullmatch(rf"/ctrd-[0-9a-f]{{8}}-{re.escape(id)}", path) is not None
 
 
 def unified() -> bool:

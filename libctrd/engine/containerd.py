@@ -419,7 +419,7 @@ class ContainerdEngine(Operations):
             cutstart.see_end(cut_off)
         if record is not None:
             # What deletes for a shim that was killed does not wait until its processes are gone; it is its alone.
-            if record.cgroup == f"/ctrd-{cgroups.mark(self.root)}-{id}" and cgroups.directories(record.cgroup):
+            if cgroups.is_alone(record.cgroup, id) and cgroups.directories(record.cgroup):
                 cgroups.clear(record.cgroup)
             self._rootfs.remove(record)
         with self._lock:

@@ -41,7 +41,6 @@ class Orphans:
         def _told_end(self, id: str, name: str) -> int: ...
         def _orphaned_of(self, id: str) -> list[str]: ...
         def _arguments(self, record: Record, flags: str) -> list[str]: ...
-        def _own_cgroup(self, id: str) -> str: ...
 
     def _shim_gone(self, id: str, seen: bool = False) -> bool:
         """Tells the end of a container whose shim does not serve: from the record, or when ``init`` is seen to end.
@@ -146,7 +145,7 @@ class Orphans:
         """
         with contextlib.suppress(NotFoundError):
             cgroup = self.record(id).cgroup
-            if cgroup == self._own_cgroup(id) and cgroups.directories(cgroup):
+            if cgroups.is_alone(cgroup, id) and cgroups.directories(cgroup):
                 cgroups.clear(cgroup)
 
     def _delete_orphan(self, id: str, where: str) -> None:

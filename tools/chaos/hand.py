@@ -57,6 +57,7 @@ class Hand:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._filling = False
+        self._starved: set[int] = set()
         self._acts: list[tuple[int, Callable[[], str]]] = [
             (6, self.kill_client),
             (4, self.kill_shim),
@@ -210,8 +211,9 @@ class Hand:
         self._filling = False
 
     def starve_descriptors(self) -> str:
-        """A client may open no more than a few descriptors: one that has come so far as to have told something."""
-        clients = {who: pid for who, pid in self._clients().items() if who in self._ledger.last}
+        """A client may open no more than a few descriptors: one whose Python has imported what it needs."""
+        warm = self._ledger.warm
+        clients = {who: pid for who, pid in self._clients().items() if who in warm and pid not in self._starved}
         if not clients:
             return ""
         who = self._dice.choice(sorted(clients))
@@ -222,7 +224,10 @@ class Hand:
             before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (now + self._dice.randrange(8), before[1]))
 
+            self._starved.add(pid)
+
             def restore() -> None:
+                self._starved.discard(pid)
                 with contextlib.suppress(OSError):  # it has ended
                     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
                 self._ledger.ended(cause)

@@ -52,6 +52,7 @@ class Ledger:
         self.closed: dict[str, dict[str, set[int]]] = {}
         self.marks: dict[str, set[str]] = defaultdict(set)
         self.dead: set[tuple[int, int]] = set()
+        self.warm: set[tuple[int, int]] = set()
         self.parted: set[tuple[int, int]] = set()  # of these every record has been taken
         self.causes: list[Cause] = []
         self.heard: Counter[tuple[str, str]] = Counter()
@@ -69,7 +70,7 @@ class Ledger:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._wake, self._waker = os.pipe()
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="ledger")
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     # ---- what is told ------------------------------------------------------------------------------------------------
@@ -105,6 +106,9 @@ class Ledger:
         self.last[who] = at
         self.counts[what] += 1
         if what == "hello":
+            return
+        if what == "warm":
+            self.warm.add(who)
             return
         if what == "bye":
             self.byes[who] = rest[0]
@@ -297,6 +301,8 @@ class Judge:
             self.apart["exits told"] += 1
         elif begun and self._last_died(process):
             self.apart["exits that a killed client knew"] += 1
+        elif begun and self.forced and "its shim was killed" in self.marks:
+            self.apart["exits not known, of containers that were cleaned by force, for the shim was killed"] += 1
         elif begun and not (process != "init" and self.marks):
             self.faults.append(f"the exit of {process} was told to nobody")
 
@@ -342,7 +348,8 @@ class Judge:
                         self.faults.append(f"{process} {stream}: {missing} bytes are missing at {at}")
                     gap += missing
                     at = place + len(data)
-                reading = None
+                if data or reading == entry.who:  # an end that the next client finds does not clear a killed one
+                    reading = None
         self.apart["bytes read"] += at - gap
         if gap:
             self.apart["bytes that died with a client"] += gap

@@ -442,6 +442,7 @@ class Worker:
         while not self.attempt("", "relay", self.warm):
             time.sleep(0.05)
         before = self.open_now()
+        self.teller.say("warm")
         count = 0
         while not self.stopping.is_set():
             self.live(f"c{self.number}-{self.generation}-{count}")
