@@ -59,6 +59,7 @@ class Container(Asking):
         self._told_of = False  # the engine tells this client what happens to it
         self._exit: ExitStatus | None = None
         self._oom_killed = False
+        self._condemned = False  # it was sent SIGKILL to be cleaned
         self._changes = Changes(record.id)
         self._finished = Milestone()  # ended, read to the end, and cleaned where that is ours to do
         self._notified = Milestone()  # and its listeners were told: the exit notifier (C11)
@@ -419,20 +420,36 @@ class Container(Asking):
             if status in ("running", "paused"):
                 if not force:
                     raise InvalidArgumentError(f"container {self.id!r} is {status}: end it first, or clean it by force")
-                with contextlib.suppress(NotFoundError):  # it has ended since we looked
-                    client._engine.signal(self.id, INIT, _SIGKILL)
-                    # Frozen by cgroup v1, it takes no SIGKILL until it is thawed. Another client may have frozen it
-                    # since we looked; from the SIGKILL on nobody can.
-                    if self.status == "paused":
-                        self._thaw()
+                self._condemn()
                 from libctrd import unread  # the rare case
 
                 unread.throw_all_away(self)
         if status in ("running", "paused") or self._told_of:  # its end is still to be told, though it is known already
             with contextlib.suppress(NotFoundError):  # whoever owns it has cleaned it already
-                self.wait()
+                self._see_it_die()
         with client._locked(self.id):
             client._remove(self, force)
+
+    def _condemn(self) -> None:
+        """Sends it SIGKILL, and sees to it that it takes that: frozen by cgroup v1 it does not before it is thawed.
+
+        Another client may freeze it at any time, also when that was begun before and is told after the SIGKILL. Who has
+        frozen it before this look is seen by it, and of all others we are told (`handling`), now or by `_see_it_die`.
+        """
+        self._condemned = True
+        with contextlib.suppress(NotFoundError):  # it has ended since we looked
+            self._client._engine.signal(self.id, INIT, _SIGKILL)
+            if self.status == "paused":
+                self._thaw()
+
+    def _see_it_die(self) -> None:
+        """Waits for its end. Who was not told of it until now looks once more, when he is."""
+        was_told = self._told_of
+        told = self._told()
+        told._condemned = self._condemned
+        if self._condemned and not was_told and self.status == "paused":
+            self._thaw()
+        self.wait()
 
     def _thaw(self) -> None:
         """Resumes it for the SIGKILL that it was sent. Some runtimes have done so themselves, and say so."""

@@ -36,11 +36,21 @@ def handle(client: Client, container: Container, event: Event) -> None:
                     container._changes.wake(change)
 
             client._report(container.id, StateInfo(change, at=client._now()), wake)
+            if change == "pause" and container._condemned:
+                _thaw(container)
         elif event.type == "oom":
             container._oom_killed = True
             client._report(container.id, StateInfo("oom", oom_killed=True, at=client._now()))
         else:
             log.debug("event %s of container %s is none that is handled", event.type, event.id)
+
+
+def _thaw(container: Container) -> None:
+    """It was frozen by another when it was to be killed (`Container._condemn`): it would never end."""
+    try:
+        container._thaw()
+    except CtrdError as error:
+        log.warning("container %s is being killed and was frozen meanwhile, and: %s", container.id, error)
 
 
 def overheard(client: Client, event: Event) -> None:
