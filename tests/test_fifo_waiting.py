@@ -388,6 +388,9 @@ def test_ctrl_c_gets_through_to_a_read_whose_writer_never_pauses(path: Path) -> 
 
 
 def test_a_signal_that_is_handled_does_not_end_a_read(path: Path) -> None:  # C17
+    """It is sent to the thread that reads: the system may give one of the whole process to another, and then Python calls
+    no handler before the main thread is back.
+    """
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     reader, writer = both(path)
@@ -395,7 +398,7 @@ def test_a_signal_that_is_handled_does_not_end_a_read(path: Path) -> None:  # C1
     def disturb() -> None:
         for count in range(20):
             until(waiting)
-            os.kill(os.getpid(), signal.SIGUSR1)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             until(lambda count=count: len(seen) > count)
         writer.write(b"undisturbed")
 
@@ -412,7 +415,7 @@ def test_a_signal_handler_may_close_the_fifo_that_is_read(path: Path) -> None:  
 
     def disturb() -> None:
         until(waiting)
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     with writer:
         disturbing = Background(disturb)
