@@ -388,8 +388,8 @@ def test_ctrl_c_gets_through_to_a_read_whose_writer_never_pauses(path: Path) -> 
 
 
 def test_a_signal_that_is_handled_does_not_end_a_read(path: Path) -> None:  # C17
-    """It is sent to the thread that reads: the system may give one of the whole process to another, and then Python calls
-    no handler before the main thread is back.
+    """It is sent to the thread that reads: the system may give one of the whole process to another, and then Python
+    calls no handler before the main thread is back.
     """
     seen: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
