@@ -25,6 +25,7 @@ MANY = 1000
 Make = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.local("it connects to the local engine")
 def test_a_client_is_awaited_or_entered(state_dir: str) -> None:
     async def main() -> None:
         async with aio.connect(f"local:{state_dir}") as client:
