@@ -24,6 +24,9 @@ FILES = (
 """Those of which every test counts, but for what is the local engine's. Of the others: what runs in an engine over a
 socket."""
 
+ABOVE = ("test_cli_", "test_doctor", "test_hostile", "test_logs", "test_races", "test_scarce", "test_testing")
+"""Of what is above all of these, or about the host, and would take as long again."""
+
 FIRST_HALF = ("test_containerd_", "test_connect", "test_channel", "test_task", "test_ttrpc", "test_details")
 
 LINUX_PYTHON = os.environ.get("CTRD_TEST_LINUX_PYTHON", sys.executable)
@@ -32,8 +35,8 @@ LINUX_PYTHON = os.environ.get("CTRD_TEST_LINUX_PYTHON", sys.executable)
 
 def in_areas(item: pytest.Item) -> bool:
     """Is that test of an area of the portable build?"""
-    if any(item.get_closest_marker(name) for name in ("bar", "local")) or item.path.name.startswith("test_cli_"):
-        return False  # the command line is above them all, and takes as long as they do
+    if any(item.get_closest_marker(name) for name in ("bar", "local")) or item.path.name.startswith(ABOVE):
+        return False
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if "engine" in parameters:
         return parameters["engine"] in ("containerd", "api")

@@ -20,12 +20,12 @@ pytest_plugins = ["cli_kit"]
 pytestmark = pytest.mark.local("what an engine over a socket imports is gRPC's")
 
 OURS = """
-    _checks _log _proc _signals _spawn _spec_check _spec_default _spec_exec _spec_json _spec_parse _spec_schema _xattr
-    asking changes cli cli.deferred cli.exits cli.group cli.options cli.output cli.parts cli.run cli.signals
-    cli.starting client container directory engine engine.base engine.cgroups engine.filters engine.further
-    engine.latecomer engine.local engine.localops engine.orphans engine.remembered engine.runtime engine.sealed
-    engine.shim errors events fifo handling ids locks owning proc process reactor relay seccomp shape spec starting
-    state stdio telling
+    _checks _log _proc _signals _spawn _spec_check _spec_default _spec_exec _spec_json _spec_parse _spec_schema
+    _worker _xattr asking changes cli cli.deferred cli.exits cli.group cli.options cli.output cli.parts cli.run
+    cli.signals cli.starting client container directory engine engine.base engine.cgroups engine.filters
+    engine.further engine.latecomer engine.local engine.localops engine.orphans engine.remembered engine.runtime
+    engine.sealed engine.shim errors events fifo handling ids locks owning proc process reactor relay seccomp shape
+    spec starting state stdio telling
 """
 """Every module of libctrd that it needs. One more takes some 0.15 ms of each `ctrd run`: is it for the rare case?"""
 
