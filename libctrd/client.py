@@ -31,14 +31,14 @@ from libctrd.errors import (
 )
 from libctrd.locks import Locks
 from libctrd.owning import Owners
-from libctrd.starting import chosen_spec, labels_of, strings
+from libctrd.starting import chosen_spec, chosen_streams, labels_of, strings
 from libctrd.state import Event
-from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
+from libctrd.stdio import DETACHED, PIPE
 from libctrd.telling import Telling
 
 if TYPE_CHECKING:
     from libctrd.images import Images
-    from libctrd.stdio import Callback, Choice, Stream
+    from libctrd.stdio import Callback, Choice, Stdio, Stream
 
 
 CONFIG = "config.json"
@@ -180,11 +180,7 @@ class Client(Telling):
         then nothing is left.
         """
         wanted = chosen_spec(args, rootfs, image, spec, settings)
-        streams = Stdio(
-            NULL if stdin is None else stdin,
-            INHERIT if stdout is None else stdout,
-            INHERIT if stderr is None else stderr,
-        )
+        streams = chosen_streams(stdin, stdout, stderr)
         container = self.create(
             id or ids.generate(),
             wanted if wanted is not None else self.images.spec(image or "", args, **settings),

@@ -16,9 +16,9 @@ from libctrd.client import Client
 from libctrd.container import Container
 from libctrd.engine import connect
 from libctrd.errors import ClosedError, DeadlineError, ExitError, InvalidArgumentError, UnavailableError
-from libctrd.starting import chosen_spec
+from libctrd.starting import chosen_spec, chosen_streams
 from libctrd.state import ExitStatus
-from libctrd.stdio import INHERIT, NULL, PIPE, Choice, Stdin, Stdio, Stream, Text
+from libctrd.stdio import PIPE, Choice, Stdin, Stdio, Stream, Text
 
 
 class Completed(Struct, frozen=True):
@@ -155,11 +155,7 @@ def prepare(
         as_text = texts.wanted(text, encoding, errors)
         input = texts.encoded(input, as_text) if input is not None else None
     collect: Stream | None = Choice.CAPTURE if capture_output else None
-    streams = Stdio(
-        PIPE if input is not None else NULL if stdin is None else stdin,
-        collect or (INHERIT if stdout is None else stdout),
-        collect or (INHERIT if stderr is None else stderr),
-    )
+    streams = chosen_streams(PIPE if input is not None else stdin, collect or stdout, collect or stderr)
 
     def create() -> Container:
         owner = client or _shared_client()

@@ -23,7 +23,7 @@ from libctrd.errors import (
 )
 from libctrd.process import Process
 from libctrd.state import INIT
-from libctrd.stdio import Callback, Choice, Stdio, Text
+from libctrd.stdio import INHERIT, NULL, Callback, Choice, Stdio, Stream, Text
 from libctrd.stdio import path as fifo_path
 
 if TYPE_CHECKING:
@@ -193,6 +193,15 @@ def chosen_spec(
     if image is None and (settings or args is not None):
         raise InvalidArgumentError(f"{', '.join(settings) or 'args'}: these belong into the spec that was given")
     return spec
+
+
+def chosen_streams(stdin: Stream | None, stdout: Stream | None, stderr: Stream | None) -> Stdio:
+    """What becomes of the streams, as `run` is told it: by default no input, and output that is ours."""
+    return Stdio(
+        NULL if stdin is None else stdin,
+        INHERIT if stdout is None else stdout,
+        INHERIT if stderr is None else stderr,
+    )
 
 
 def strings(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from functools import partial
@@ -16,11 +15,12 @@ from libctrd._checks import seconds_of
 from libctrd.aio.containers import Container
 from libctrd.aio.loop import CALLS, IMAGES, STARTS, crossing, off, outlast, settle
 from libctrd.aio.mirror import Mirror, mirrored
-from libctrd.aio.streams import gathered, in_loop
-from libctrd.errors import ClosedError, DeadlineError, UnavailableError
+from libctrd.aio.streams import gathered, in_loop, send
+from libctrd.errors import ClosedError, DeadlineError
 from libctrd.once import Completed
+from libctrd.starting import chosen_streams
 from libctrd.state import StateInfo
-from libctrd.stdio import DETACHED, INHERIT, NULL, PIPE, Stdio
+from libctrd.stdio import DETACHED, PIPE, Stdio
 
 if TYPE_CHECKING:
     from libctrd.events import Listener
@@ -146,11 +146,7 @@ class Client(Mirror):
 
         ``async with client.container(...) as container`` kills and cleans it at the end of the block.
         """
-        first, *outputs = Stdio(
-            NULL if stdin is None else stdin,
-            INHERIT if stdout is None else stdout,
-            INHERIT if stderr is None else stderr,
-        ).streams
+        first, *outputs = chosen_streams(stdin, stdout, stderr).streams
         out, err = map(gathered, outputs)
         make = partial(self._sync.container, args, stdin=first, stdout=out, stderr=err, **options)
 
@@ -237,10 +233,7 @@ async def run(
         container = Container(await off(STARTS, prepared.start))
         stdin = container.stdin
         if stdin is not None and prepared.input is not None:
-            # It read no more of it, or ended meanwhile: its own business, as with subprocess.
-            with contextlib.suppress(UnavailableError, ClosedError):
-                await stdin.write(prepared.input)
-            await stdin.close()
+            await send(stdin, prepared.input)
         status = await container.wait()
     except BaseException:
         await outlast(off(CALLS, prepared.stop))

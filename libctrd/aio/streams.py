@@ -229,7 +229,7 @@ async def communicate(
         wait.close()
         raise
     if writer is not None and "sent" not in wrapped:
-        wrapped["sent"] = asyncio.ensure_future(_send(writer, data))
+        wrapped["sent"] = asyncio.ensure_future(send(writer, data))
     reads = [reader.read() if reader is not None else _no_output() for reader in outputs]
     done = asyncio.gather(*reads, wait)
     try:
@@ -245,9 +245,9 @@ async def _no_output() -> None:
     return None
 
 
-async def _send(writer: Writer, data: bytes) -> None:
-    """It reads no more of it, or has ended: its own business, as with subprocess."""
+async def send(writer: Writer, data: bytes) -> None:
+    """Writes all of *data*, and closes it. That nobody reads it, or ended, is its own business, as with subprocess."""
     with contextlib.suppress(UnavailableError, ClosedError):
-        if data:
-            await writer.write_bytes(data)
+        await writer.write_bytes(data)
+    with contextlib.suppress(UnavailableError, ClosedError):
         await writer.close()
